@@ -1,0 +1,89 @@
+"""Finds what `--config NAME.py[:variant]` means, before ml_collections reads it.
+
+ml_collections' own parser takes a missing file for an empty config, and says of a wrong variant or field only
+that it is wrong; here each is a message that lists what there is.
+"""
+
+import importlib.util
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import configs
+from lowbit_jax.training.config import check_field, nearest
+
+
+def available() -> list[str]:
+    """The configs that come with the package: files of `configs/` that define `get_config`."""
+    return sorted(p.name for p in _folder().glob("*.py") if "def get_config(" in p.read_text())
+
+
+def find_file(name: str) -> Path:
+    """`name` as a path, or else in the package's `configs/`, with or without `.py`.
+
+    Raises: ValueError: Neither exists; the message lists the configs, nearest first.
+    """
+    for candidate in (Path(name), _folder() / name, _folder() / f"{name}.py"):
+        if candidate.is_file():
+            return candidate
+    raise ValueError(
+        f"no config {name!r}, neither as a path nor in {_folder()}, which has: "
+        f"{', '.join(nearest(name, available()))}."
+    )
+
+
+def load(name: str, variant: str = "") -> Any:
+    """The config of a file, for notebooks: `load("qat_ternary.py", "smoke")`.
+
+    Raises: ValueError: No such file or variant, or the file has no `get_config`.
+    """
+    path = find_file(name)
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path}: is not a Python file, and a config is one.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"{path}: defines no get_config(variant), so it is no config.")
+    return module.get_config(*([variant] if variant else []))
+
+
+def resolve(argv: Sequence[str], flag: str = "config") -> list[str]:
+    """`argv` with the config's name replaced by its path, after checking file, variant and overridden fields.
+
+    Raises: ValueError: One of them is wrong, or there is no `--config` at all.
+    """
+    argv = list(argv)
+    index, value = _find_flag(argv, flag)
+    name, _, variant = value.partition(":")
+    config = load(name, variant)
+    for arg in argv[1:]:
+        if match := re.match(rf"--?(?:no)?{flag}\.([^=]+)", arg):
+            _check_path(config, match[1])
+    path = find_file(name)
+    argv[index] = f"--{flag}={path}:{variant}" if variant else f"--{flag}={path}"
+    return argv
+
+
+def _find_flag(argv: list[str], flag: str) -> tuple[int, str]:
+    """Where the flag stands and its value; `--config X` is joined to one argument in place."""
+    for index, arg in enumerate(argv):
+        if match := re.fullmatch(rf"--?{flag}=(.*)", arg):
+            return index, match[1]
+        if re.fullmatch(rf"--?{flag}", arg) and index + 1 < len(argv):
+            return index, argv.pop(index + 1)
+    raise ValueError(
+        f"--{flag} is missing, such as --{flag} qat_ternary.py; there are: {', '.join(available())}. "
+        "A variant follows after a colon: qat_ternary.py:smoke."
+    )
+
+
+def _check_path(config: Any, path: str) -> None:
+    holder = config
+    for part in path.split("."):
+        holder = getattr(holder, check_field(holder, part, f"--config.{path}"))
+
+
+def _folder() -> Path:
+    return Path(next(iter(configs.__path__)))

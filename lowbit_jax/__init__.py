@@ -1,0 +1,155 @@
+"""lowbit_jax: low-bit models in JAX: trained, calibrated, packed, stored and multiplied by the same few values.
+
+    import lowbit_jax as lb
+
+    model = lb.quantize_model(model, "w1_58a8")   # trains on its grid
+    ...                                           # an ordinary optax loop
+    model = lb.pack_model(model)                  # 2 bits a weight
+    lb.checkpoint.save("packed", model)
+"""
+
+from lowbit_jax import (
+    calibrate,
+    checkpoint,
+    estimators,
+    formats,
+    models,
+    nn,
+    ops,
+    packing,
+    quantizers,
+)
+from lowbit_jax.estimators import lsq, ste
+from lowbit_jax.formats import (
+    BINARY,
+    FP4_E2M1,
+    INT2,
+    INT2_HALF,
+    INT3,
+    INT4,
+    INT4_NARROW,
+    INT5,
+    INT6,
+    INT7,
+    INT8,
+    INT8_NARROW,
+    NF4,
+    TERNARY,
+    UINT2,
+    UINT3,
+    UINT4,
+    UINT5,
+    UINT6,
+    UINT7,
+    UINT8,
+    Codebook,
+    Format,
+    IntGrid,
+    Minifloat,
+)
+from lowbit_jax.nn import Packed, QuantStat
+from lowbit_jax.ops import matmul
+from lowbit_jax.presets import presets
+from lowbit_jax.qtensor import QTensor, quantize
+from lowbit_jax.quantizers import LSQ, AbsMean, Absmax, MinMax, Quantizer, StaticAbsmax
+from lowbit_jax.recipe import Recipe, Rule
+from lowbit_jax.scheme import LayerScheme
+from lowbit_jax.spec import (
+    BFLOAT16,
+    E4M3,
+    E8M0,
+    FLOAT16,
+    FLOAT32,
+    Block,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    PerToken,
+    QuantSpec,
+    ScaleFormat,
+)
+from lowbit_jax.summary import Summary, summary
+from lowbit_jax.surgery import (
+    calibrate_model,
+    dequantize_model,
+    pack_model,
+    quantize_model,
+    quantized_layers,
+    recipe_of,
+)
+from lowbit_jax.version import __version__
+
+__all__ = [
+    "AbsMean",
+    "Absmax",
+    "BFLOAT16",
+    "BINARY",
+    "Block",
+    "Codebook",
+    "E4M3",
+    "E8M0",
+    "FLOAT16",
+    "FLOAT32",
+    "FP4_E2M1",
+    "Format",
+    "INT2",
+    "INT2_HALF",
+    "INT3",
+    "INT4",
+    "INT4_NARROW",
+    "INT5",
+    "INT6",
+    "INT7",
+    "INT8",
+    "INT8_NARROW",
+    "IntGrid",
+    "LSQ",
+    "LayerScheme",
+    "MinMax",
+    "Minifloat",
+    "NF4",
+    "Packed",
+    "PerChannel",
+    "PerGroup",
+    "PerTensor",
+    "PerToken",
+    "QTensor",
+    "QuantSpec",
+    "QuantStat",
+    "Quantizer",
+    "Recipe",
+    "Rule",
+    "ScaleFormat",
+    "StaticAbsmax",
+    "Summary",
+    "TERNARY",
+    "UINT2",
+    "UINT3",
+    "UINT4",
+    "UINT5",
+    "UINT6",
+    "UINT7",
+    "UINT8",
+    "__version__",
+    "calibrate",
+    "calibrate_model",
+    "checkpoint",
+    "dequantize_model",
+    "estimators",
+    "formats",
+    "lsq",
+    "matmul",
+    "models",
+    "nn",
+    "ops",
+    "pack_model",
+    "packing",
+    "presets",
+    "quantize",
+    "quantize_model",
+    "quantized_layers",
+    "quantizers",
+    "recipe_of",
+    "ste",
+    "summary",
+]

@@ -1,0 +1,166 @@
+"""Range finding: array -> Range(scale, zero_point, global_scale).
+
+Every function is a deterministic function of the array that does not depend on the order of a reduction, so that sharding
+or fusing it changes no code: maxima do not, and means are summed in integers. Constants enter as float32 reciprocals.
+"""
+
+import math
+from typing import Final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from lowbit_jax.blocks import BlockView, divided, pinned, reduce_matrix
+from lowbit_jax.grid import Range, snap
+from lowbit_jax.spec import QuantSpec
+
+# Its product with the smallest e4m3 scale, 2**-9, and the smallest value of a format stays normal.
+_SMALLEST_GLOBAL: Final = 2.0**-110
+
+
+def absmax(x: Array, spec: QuantSpec, *, global_absmax: Array | None = None) -> Range:
+    """Symmetric range from the largest magnitude of each block.
+
+    scale = absmax / half_range of the format: `2 absmax / (2**b - 1)` for full integer ranges (GPTQ's convention),
+    `absmax / (2**(b-1) - 1)` for narrow ones, `absmax / 6` for e2m1.
+    With e8m0 scales: `2**(floor(log2 absmax) - floor(log2 max))` (OCP MX v1.0, section 6.3).
+    With e4m3 scales (NVFP4): global_scale = absmax of the matrix / (448 * max), scale = e4m3(absmax / max / global_scale).
+
+    Args:
+        x: Array as the spec's granularity sees it.
+        spec: Its spec; symmetric.
+        global_absmax: With e4m3 scales, the magnitude that the global scale covers; default: that of `x`.
+
+    Raises:
+        ValueError: The spec is asymmetric, or an axis does not split into its blocks.
+    """
+    if not spec.symmetric:
+        raise ValueError("absmax: the range of an asymmetric spec is `minmax`.")
+    x = x.astype(jnp.float32)
+    view = BlockView.of(x.shape, spec)
+    block = view.reduce(jnp.max, jnp.abs(x))
+    if spec.has_global_scale:
+        whole = reduce_matrix(jnp.max, jnp.abs(x), spec) if global_absmax is None else global_absmax
+        return _two_level(block, whole, spec)
+    if spec.scale_format.name == "e8m0":
+        largest_exponent = math.floor(math.log2(spec.format.max))
+        return Range(pinned(spec.scale_format.round(block * np.float32(2.0**-largest_exponent))))
+    return Range(pinned(spec.scale_format.round(block * np.float32(1 / spec.format.half_range))))
+
+
+def _two_level(block: Array, whole: Array, spec: QuantSpec) -> Range:
+    factor = 1 / (spec.scale_format.largest * spec.format.max)
+    global_scale = pinned(jnp.maximum(whole * np.float32(factor), np.float32(_SMALLEST_GLOBAL)))
+    relative = divided(pinned(block * np.float32(1 / spec.format.half_range)), global_scale)
+    return Range(pinned(spec.scale_format.round(relative)), global_scale=global_scale)
+
+
+def minmax(x: Array, spec: QuantSpec) -> Range:
+    """Asymmetric range from the smallest and the largest value of each block, widened to hold zero.
+
+    scale = (max - min) / (2**b - 1), zero_point = round(-min / scale), as in GPTQ.
+
+    Raises:
+        ValueError: The spec is symmetric, or an axis does not split into its blocks.
+    """
+    if spec.symmetric:
+        raise ValueError("minmax: the range of a symmetric spec is `absmax`.")
+    x = x.astype(jnp.float32)
+    view = BlockView.of(x.shape, spec)
+    low = jnp.minimum(view.reduce(jnp.min, x), 0.0)
+    high = jnp.maximum(view.reduce(jnp.max, x), 0.0)
+    return _asymmetric(low, high, spec)
+
+
+def _asymmetric(low: Array, high: Array, spec: QuantSpec) -> Range:
+    levels = spec.format.half_range * 2
+    scale = pinned(spec.scale_format.round((high - low) * np.float32(1 / levels)))
+    zero_point = jnp.clip(jnp.round(divided(-low, scale)), 0.0, np.float32(levels))
+    return Range(scale, pinned(zero_point))
+
+
+def absmean(x: Array, spec: QuantSpec, *, eps: float = 1e-5) -> Range:
+    """Symmetric range from the mean magnitude of each block: scale = max(mean |x|, eps).
+
+    BitNet b1.58's ternary scale (arXiv:2402.17764, Eq. 1 to 3) and, for the binary format, XNOR-Net's (arXiv:1603.05279, Eq. 6).
+    The mean is a sum of integers: |x| / max in fixed point of at least 2**-18 of the maximum for K up to 4096.
+
+    Raises:
+        ValueError: The spec is asymmetric, or an axis does not split into its blocks.
+    """
+    if not spec.symmetric:
+        raise ValueError("absmean: needs a symmetric spec.")
+    x = jnp.abs(x.astype(jnp.float32))
+    view = BlockView.of(x.shape, spec)
+    split, k_axis, n_axes = view.split(x), view.block_axes[:1], view.block_axes[1:]
+    largest = jnp.max(split, axis=view.block_axes, keepdims=True)
+    # Fixed point with room for the sum over K in an int32.
+    fraction_bits = 30 - _bits_of_count(split, k_axis)
+    # NaN and infinities would be lost in the integers; they are put back at the end.
+    unit = pinned(np.float32(2.0**fraction_bits) / jnp.maximum(largest, np.float32(2.0**-90)))
+    fixed = jnp.round(jnp.where(jnp.isfinite(split), split, 0.0) * unit).astype(jnp.int32)
+    total = jnp.sum(fixed, axis=k_axis, keepdims=True)
+    if n_axes:
+        # The sums over K fill an int32: over N they are summed in fields that leave room for the
+        # carries, and joined in float32.
+        width = 31 - _bits_of_count(split, n_axes)
+        total_float = jnp.zeros(view.split_scale_shape, jnp.float32)
+        for shift in reversed(range(0, 31, width)):
+            field = jnp.sum((total >> shift) & (2**width - 1), axis=n_axes, keepdims=True)
+            # Products by powers of two are exact, so that fusing them with the sum changes nothing.
+            total_float += field.astype(jnp.float32) * np.float32(2.0**shift)
+    else:
+        total_float = total.astype(jnp.float32)
+    mean_fixed = pinned(pinned(total_float) * np.float32(1 / view.block_size))
+    mean = jnp.where(jnp.isfinite(largest), mean_fixed / unit, largest)
+    scale = jnp.maximum(mean.reshape(view.scale_shape), np.float32(eps))
+    return Range(pinned(spec.scale_format.round(scale)))
+
+
+def _bits_of_count(x: Array, axes: tuple[int, ...]) -> int:
+    """Bits that a sum over these axes can grow by, at least one."""
+    return max(math.ceil(math.log2(math.prod(x.shape[axis] for axis in axes))), 1)
+
+
+def mse(x: Array, spec: QuantSpec, *, steps: int = 80, smallest: float = 0.2) -> Range:
+    """The range of least squared error of each block, searched on a grid of shrunken absmax (or min-max) ranges.
+
+    GPTQ's search (`grid` 100, `maxshrink` 0.8) with the error norm 2 instead of 2.4. Not for use inside a training step.
+
+    Args:
+        x: Array as the spec's granularity sees it.
+        spec: Its spec.
+        steps: How many ranges are tried, evenly spaced in (smallest, 1].
+        smallest: Where the grid ends, as a share of the full range.
+    """
+    x = x.astype(jnp.float32)
+    view = BlockView.of(x.shape, spec)
+    full = absmax(x, spec) if spec.symmetric else minmax(x, spec)
+
+    def shrunken(share):
+        if full.zero_point is None:
+            return full._replace(scale=spec.scale_format.round(full.scale * share))
+        low = -full.zero_point * full.scale
+        high = (spec.format.max - full.zero_point) * full.scale
+        return _asymmetric(low * share, high * share, spec)
+
+    def step(best, share):
+        least, best_range = best
+        candidate = shrunken(share)
+        error = view.reduce(jnp.sum, (snap(x, spec, candidate) - x) ** 2)
+        better = error < least
+        chosen = best_range._replace(
+            scale=jnp.where(better, candidate.scale, best_range.scale),
+            zero_point=None
+            if full.zero_point is None
+            else jnp.where(better, candidate.zero_point, best_range.zero_point),
+        )
+        return (jnp.minimum(error, least), chosen), None
+
+    shares = jnp.linspace(1.0, smallest, steps, endpoint=False, dtype=jnp.float32)
+    start = (jnp.full(view.scale_shape, jnp.inf, jnp.float32), full)
+    (_, best), _ = jax.lax.scan(step, start, shares)
+    return best
+

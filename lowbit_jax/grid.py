@@ -1,0 +1,62 @@
+"""The arithmetic between values and codes, which training, calibration, checkpoints and kernels share."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lowbit_jax.blocks import BlockView, divided, pinned, rounded_cast
+from lowbit_jax.spec import QuantSpec
+
+
+class Range(NamedTuple):
+    """What turns codes into values: `(decode(code) - zero_point) * (scale * global_scale)`.
+
+    Attributes:
+        scale: float32 of the spec's scale shape, already rounded to `spec.scale_format`.
+        zero_point: The same shape, integers in float32; None if symmetric.
+        global_scale: float32, 1 along the axes of the matrix; None without a second level.
+    """
+
+    scale: Float[Array, "..."]
+    zero_point: Float[Array, "..."] | None = None
+    global_scale: Float[Array, "..."] | None = None
+
+
+def effective_scale(range_: Range) -> Float[Array, "..."]:
+    """float32(scale) * global_scale: the one factor that values are divided and codes multiplied by."""
+    if range_.global_scale is None:
+        return range_.scale
+    return pinned(range_.scale * range_.global_scale)
+
+
+def to_levels(x: Array, spec: QuantSpec, range_: Range, view: BlockView) -> Float[Array, "..."]:
+    """The array in units of its scales, in the split shape, not yet rounded to the format (asymmetric: shifted integers)."""
+    scale = view.split_scale(effective_scale(range_))
+    x = view.split(x.astype(jnp.float32))
+    if spec.scale_format.smallest == 0:
+        # A scale of zero (e4m3 underflow) stands for a block of zeros.
+        v = jnp.where(scale != 0, divided(x, jnp.where(scale != 0, scale, 1.0)), jnp.zeros_like(x))
+    else:
+        v = divided(x, scale)
+    if range_.zero_point is None:
+        return v
+    return jnp.round(v) + view.split_scale(range_.zero_point)
+
+
+def from_levels(levels: Array, range_: Range, view: BlockView, dtype: Any) -> Array:
+    """The inverse: values from levels that are on the grid, merged, rounded once to `dtype`."""
+    if range_.zero_point is not None:
+        levels = levels - view.split_scale(range_.zero_point)
+    values = levels * view.split_scale(effective_scale(range_))
+    return rounded_cast(view.merge(values), dtype)
+
+
+def snap(x: Float[Array, "..."], spec: QuantSpec, range_: Range) -> Float[Array, "..."]:
+    """Every element at its nearest value of the grid, in the dtype of `x`; equals `QTensor.dequantize()` bit for bit.
+
+    The value only: its gradient is an estimator's (see `estimators`).
+    """
+    view = BlockView.of(x.shape, spec)
+    levels = spec.format.round(to_levels(x, spec, range_, view))
+    return from_levels(levels, range_, view, x.dtype)

@@ -1,0 +1,26 @@
+"""Plain Flax NNX models. They know nothing of quantization; their layers can be swapped for twins."""
+
+from lowbit_jax.models.cache import KVCache, LayerCache
+from lowbit_jax.models.cnn import CNN, CNNConfig
+from lowbit_jax.models.config import DecoderConfig
+from lowbit_jax.models.decoder import Block, Decoder
+from lowbit_jax.models.mlp import MLP, MLPConfig
+from lowbit_jax.models.registry import build, family_of, register
+from lowbit_jax.models.sharding import param_shardings, param_spec
+
+__all__ = [
+    "CNN",
+    "MLP",
+    "Block",
+    "CNNConfig",
+    "Decoder",
+    "DecoderConfig",
+    "KVCache",
+    "LayerCache",
+    "MLPConfig",
+    "build",
+    "family_of",
+    "param_shardings",
+    "param_spec",
+    "register",
+]

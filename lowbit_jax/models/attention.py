@@ -1,0 +1,94 @@
+"""Grouped-query self-attention with rotary positions (arXiv:2305.13245, arXiv:2104.09864)."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int32
+
+from lowbit_jax.models.cache import LayerCache
+from lowbit_jax.models.config import DecoderConfig
+
+
+def residual_init(config: DecoderConfig) -> nnx.Initializer:
+    """Initializer of kernels that write into the residual stream: lecun / sqrt(2 * layers).
+
+    There are `2 * layers` such kernels, so that the stream's variance does not grow with depth.
+    """
+    return nnx.initializers.variance_scaling(
+        0.5 / config.layers, mode="fan_in", distribution="truncated_normal"
+    )
+
+
+def rms_norm(config: DecoderConfig, features: int, *, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    """An RMSNorm that computes, and returns, float32 (arXiv:1910.07467)."""
+    return nnx.RMSNorm(features, epsilon=config.norm_eps, dtype=jnp.float32, rngs=rngs)
+
+
+def rotate(
+    x: Float[Array, "batch length heads head_dim"],
+    positions: Int32[Array, " length"],
+    theta: float,
+) -> Float[Array, "batch length heads head_dim"]:
+    """Rotary position embedding in float32 (Eq. 34 of arXiv:2104.09864).
+
+    Features `i` and `i + head_dim / 2` are a pair, turned by the angle
+    `position * theta ** (-2 * i / head_dim)`. That is the order of Hugging Face's checkpoints
+    ("rotate half"); the paper pairs `2 * i` and `2 * i + 1`.
+    """
+    half = x.shape[-1] // 2
+    frequencies = np.float32(theta ** (-np.arange(half, dtype=np.float64) / half))
+    angles = positions.astype(jnp.float32)[None, :, None, None] * frequencies[None, None, None, :]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Causal self-attention: `query`, `key`, `value`, `out`; scores and softmax in float32."""
+
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        width, kv_width = config.heads * config.head_size, config.kv_heads * config.head_size
+        linear = functools.partial(nnx.Linear, dtype=config.compute_dtype, rngs=rngs)
+        self.query = linear(config.dim, width, use_bias=config.qkv_bias)
+        self.key = linear(config.dim, kv_width, use_bias=config.qkv_bias)
+        self.value = linear(config.dim, kv_width, use_bias=config.qkv_bias)
+        self.out = linear(width, config.dim, use_bias=False, kernel_init=residual_init(config))
+        if config.qk_norm:
+            self.query_norm = rms_norm(config, config.head_size, rngs=rngs)
+            self.key_norm = rms_norm(config, config.head_size, rngs=rngs)
+        if config.sub_norm:
+            self.out_norm = rms_norm(config, width, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch length dim"], cache: LayerCache | None = None
+    ) -> Float[Array, "batch length dim"]:
+        """Each token attends to itself and what came before it; the cache, if any, takes `x` in."""
+        config, (batch, length, _) = self.config, x.shape
+        query = self.query(x).reshape(batch, length, config.heads, config.head_size)
+        key = self.key(x).reshape(batch, length, config.kv_heads, config.head_size)
+        value = self.value(x).reshape(batch, length, config.kv_heads, config.head_size)
+        if config.qk_norm:
+            query = self.query_norm(query).astype(config.compute_dtype)
+            key = self.key_norm(key).astype(config.compute_dtype)
+
+        start = 0 if cache is None else cache.length
+        positions = start + jnp.arange(length, dtype=jnp.int32)
+        query = rotate(query, positions, config.rope_theta)
+        key = rotate(key, positions, config.rope_theta)
+        if cache is None:
+            y = jax.nn.dot_product_attention(query, key, value, is_causal=True)
+        else:
+            key, value, _ = cache.update(key, value)
+            # Rows of the cache beyond a query's own position are later tokens, or not written yet.
+            visible = jnp.arange(key.shape[1])[None, :] <= positions[:, None]
+            y = jax.nn.dot_product_attention(query, key, value, mask=visible[None, None])
+
+        y = y.reshape(batch, length, config.heads * config.head_size)
+        if config.sub_norm:
+            y = self.out_norm(y).astype(config.compute_dtype)
+        return self.out(y)

@@ -1,0 +1,85 @@
+"""Key/value caches: what one attention layer remembers of the tokens it has seen.
+
+A cache is an object with `length` and `update(key, value) -> (key, value, length)`. The model asks
+and answers through these two only, and whoever generates never touches the arrays, so that a cache
+may store what it likes (less precise, in pages, on the host) as long as it hands back keys and
+values in order of position.
+"""
+
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int32
+
+
+@runtime_checkable
+class LayerCache(Protocol):
+    """What one attention layer asks of its cache."""
+
+    @property
+    def length(self) -> Int32[Array, ""]:
+        """Number of positions held: the position at which the next token stands."""
+
+    def update(
+        self,
+        key: Float[Array, "batch new kv_heads head_dim"],
+        value: Float[Array, "batch new kv_heads head_dim"],
+    ) -> tuple[
+        Float[Array, "batch capacity kv_heads head_dim"],
+        Float[Array, "batch capacity kv_heads head_dim"],
+        Int32[Array, ""],
+    ]:
+        """Appends positions: all keys, all values, and the new length, beyond which they are void."""
+
+
+class KVCache(nnx.Module):
+    """Keys and values of one layer, dense, at a fixed capacity.
+
+    Always: rows `[0, length)` along the second axis are written, in order of position; all
+    sequences of a batch are equally long.
+    """
+
+    def __init__(self, batch: int, capacity: int, kv_heads: int, head_dim: int, dtype: jnp.dtype):
+        shape = (batch, capacity, kv_heads, head_dim)
+        self.key = nnx.Cache(jnp.zeros(shape, dtype))
+        self.value = nnx.Cache(jnp.zeros(shape, dtype))
+        self.filled = nnx.Cache(jnp.zeros((), jnp.int32))
+
+    @property
+    def length(self) -> Int32[Array, ""]:
+        """Number of positions held."""
+        return self.filled[...]
+
+    def update(
+        self,
+        key: Float[Array, "batch new kv_heads head_dim"],
+        value: Float[Array, "batch new kv_heads head_dim"],
+    ) -> tuple[
+        Float[Array, "batch capacity kv_heads head_dim"],
+        Float[Array, "batch capacity kv_heads head_dim"],
+        Int32[Array, ""],
+    ]:
+        """Appends positions; see `LayerCache.update`.
+
+        More positions than the capacity holds cannot be an error inside jit, and a clamped write
+        would be a wrong answer that looks right: what is written is NaN then, and so is all that
+        follows from it.
+
+        Raises: ValueError: one call brings more positions than the cache can ever hold.
+        """
+        new, capacity = key.shape[1], self.key.shape[1]
+        if new > capacity:
+            raise ValueError(
+                f"KVCache: {new} new positions do not fit a capacity of {capacity}. "
+                f"Make the cache for the whole context: init_cache(batch, capacity)."
+            )
+        start = self.filled[...]
+        length = start + new
+        fits = length <= capacity
+        for held, fresh in ((self.key, key), (self.value, value)):
+            fresh = jnp.where(fits, fresh, jnp.nan).astype(held.dtype)
+            held[...] = jax.lax.dynamic_update_slice_in_dim(held[...], fresh, start, axis=1)
+        self.filled[...] = length
+        return self.key[...], self.value[...], length

@@ -1,0 +1,232 @@
+"""What every quantized twin of a Flax layer shares.
+
+A twin takes over the attributes of the layer it replaces, its variables included, and computes exactly what that
+layer would: it calls the layer's own class on a stand-in whose kernel is the quantized one. Padding, dtypes,
+precision, sharding and whatever Flax adds later stay Flax's.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from lowbit_jax.grid import Range, effective_scale
+from lowbit_jax.nn.variables import Packed, QuantStat
+from lowbit_jax.nn.views import MatrixView
+from lowbit_jax.ops.integer import Contraction, check_integer, integer_levels, integer_product
+from lowbit_jax.qtensor import QTensor
+from lowbit_jax.quantizers import Quantizer
+from lowbit_jax.scheme import LayerScheme
+
+
+class StandIn:
+    """A twin seen as the float layer that it stands for, with some attributes replaced."""
+
+    def __init__(self, layer: "Twin", **replaced: Any):
+        self._layer = layer
+        self.__dict__.update(replaced)
+
+    def __getattr__(self, name: str) -> Any:
+        if hasattr(self._layer, name):
+            return getattr(self._layer, name)
+        return getattr(self._layer.float_class, name).__get__(self)
+
+
+class Twin(nnx.Module, abc.ABC):
+    """A layer that quantizes its input, its kernel and its output as its scheme says.
+
+    Attributes:
+        scheme: How this layer is quantized.
+        calibrating: While True, calls update the statistics of the activations (`QuantStat`).
+    """
+
+    float_class: ClassVar[type[nnx.Module]]
+    """The Flax layer that it stands for."""
+    kernel_name: ClassVar[str] = "kernel"
+    """The layer's own name of its kernel, which is kept."""
+
+    scheme: LayerScheme
+    calibrating: bool
+
+    @property
+    @abc.abstractmethod
+    def view(self) -> MatrixView:
+        """How the kernel is seen as a matrix."""
+
+    @abc.abstractmethod
+    def quantized_kernel(self) -> Array:
+        """The kernel on its grid, float, in the layer's own layout."""
+
+    @abc.abstractmethod
+    def integer_kernel(self) -> tuple[Array, Range]:
+        """The integers of the kernel's matrix view, and their range."""
+
+    @abc.abstractmethod
+    def freeze_kernel(self) -> QTensor:
+        """The kernel's matrix view as it is, or will be, packed."""
+
+    @property
+    def kernel_variable(self) -> nnx.Variable:
+        """The variable that holds the kernel, whatever its name."""
+        return getattr(self, self.kernel_name)
+
+    def rows(self, x: Array) -> Array:
+        """Activations with their contraction as the last axis, merged: what `PerToken` reduces."""
+        return x
+
+    def unrows(self, rows: Array, like: Array) -> Array:
+        """The inverse of `rows`."""
+        return rows
+
+    def rows_scale(self, scale: Array, like: Array) -> Array:
+        """A scale [.., 1] of `rows(like)` in the layout of `like`, 1 along contracted axes."""
+        return scale
+
+    def state(self, part: str) -> dict[str, Array]:
+        """The arrays of a quantizer's state: part is "kernel", "input" or "output"."""
+        prefix = f"{part}_"
+        return {
+            name.removeprefix(prefix): value[...]
+            for name, value in vars(self).items()
+            if name.startswith(prefix) and isinstance(value, nnx.Variable)
+        }
+
+    def quantize_activation(self, part: str, x: Array) -> Array:
+        """Activations entering ("input") or leaving ("output"), on their grid if the scheme says so."""
+        quantizer: Quantizer | None = getattr(self.scheme, part)
+        if quantizer is None:
+            return x
+        rows = self.rows(x) if part == "input" else x
+        state = self.state(part)
+        if self.calibrating and state:
+            state = quantizer.observe(rows, state)
+            for name, value in state.items():
+                getattr(self, f"{part}_{name}")[...] = value
+        rows = quantizer.fake_quant(rows, state)
+        return self.unrows(rows, x) if part == "input" else rows
+
+    def call(self, x: Array, *args: Any, method: str = "__call__", **kwargs: Any) -> Array:
+        """The float layer's own method, with quantized operands."""
+        x_hat = self.quantize_activation("input", x)
+        replaced: dict[str, Any] = {self.kernel_name: self.quantized_kernel()}
+        if self.scheme.product == "int8":
+            replaced |= self.integer_operations(x)
+        y = getattr(self.float_class, method)(StandIn(self, **replaced), x_hat, *args, **kwargs)
+        return self.quantize_activation("output", y)
+
+    def integer_operations(self, x: Array) -> dict[str, Callable[..., Array]]:
+        """The attributes through which the float layer multiplies, replaced by integer products."""
+        raise NotImplementedError(
+            f"{type(self).__name__}: no int8 product here; XLA's integer convolution on the CPU takes 50 "
+            "times as long as float. Use product='float' for this layer."
+        )
+
+    def multiply_integers(self, x: Array, x_hat: Array, w_hat: Array, op: Contraction) -> Array:
+        """`op(x_hat, w_hat)` from integers; `x` is the input before it was quantized."""
+        quantizer = self.scheme.input
+        assert quantizer is not None and self.scheme.weight is not None
+        rows = self.rows(x)
+        x_range = quantizer.range(rows, self.state("input"))
+        x_levels = self.unrows(integer_levels(rows, quantizer.spec, x_range), x)
+        x_scale = self.rows_scale(effective_scale(x_range), x)
+        matrix, w_range = self.integer_kernel()
+        w_scale = self.view.expand_scale(effective_scale(w_range), w_hat.ndim)
+        w_levels = self.view.from_matrix(matrix)
+        return integer_product(x_hat, w_hat, x_levels, x_scale, w_levels, w_scale, op)
+
+
+def adopt(twin: Twin, layer: nnx.Module) -> None:
+    """Gives a twin every attribute of the layer that it replaces; the variables are the same objects."""
+    for name, value in vars(layer).items():
+        if not name.startswith("_pytree__"):
+            setattr(twin, name, value)
+
+
+class TrainTwin(Twin):
+    """A twin that trains: the kernel stays a float nnx.Param and is quantized in every call."""
+
+    def __init__(self, layer: nnx.Module, scheme: LayerScheme):
+        """Takes the place of a float layer; its variables are shared, not copied.
+
+        Raises:
+            ValueError: The kernel does not split into the scheme's groups.
+            NotImplementedError: The scheme asks for a product that its formats do not allow.
+        """
+        adopt(self, layer)
+        self.scheme = scheme
+        self.calibrating = False
+        check_scheme(scheme)
+        matrix = self.view.to_matrix(self.kernel_variable[...])
+        if scheme.weight is not None:
+            scheme.weight.spec.scale_shape(matrix.shape)
+            self._add_state("kernel", scheme.weight, matrix)
+        stack = matrix.shape[: self.view.lead(self.kernel_variable[...].ndim)]
+        for part, length in (("input", matrix.shape[-2]), ("output", matrix.shape[-1])):
+            quantizer = getattr(scheme, part)
+            if quantizer is not None:
+                row = jnp.zeros((*stack, 1, length), jnp.float32)
+                quantizer.spec.scale_shape(row.shape)
+                self._add_state(part, quantizer, row)
+
+    def _add_state(self, part: str, quantizer: Quantizer, x: Array) -> None:
+        for name, value in quantizer.init(x).items():
+            kind = nnx.Param if name in quantizer.trainable else QuantStat
+            setattr(self, f"{part}_{name}", kind(value))
+
+    def quantized_kernel(self) -> Array:
+        kernel = self.kernel_variable[...]
+        if self.scheme.weight is None:
+            return kernel
+        matrix = self.view.to_matrix(kernel)
+        return self.view.from_matrix(self.scheme.weight.fake_quant(matrix, self.state("kernel")))
+
+    def integer_kernel(self) -> tuple[Array, Range]:
+        assert self.scheme.weight is not None
+        matrix = self.view.to_matrix(self.kernel_variable[...])
+        range_ = self.scheme.weight.range(matrix, self.state("kernel"))
+        return integer_levels(matrix, self.scheme.weight.spec, range_), range_
+
+    def freeze_kernel(self) -> QTensor:
+        if self.scheme.weight is None:
+            raise ValueError("this layer's scheme quantizes activations only: its kernel is float.")
+        matrix = self.view.to_matrix(self.kernel_variable[...])
+        return self.scheme.weight.freeze(matrix, self.state("kernel"))
+
+
+class PackedTwin(Twin):
+    """A twin that serves: the kernel is a QTensor in an `lb.Packed`, and no float kernel exists."""
+
+    def __init__(self, layer: TrainTwin):
+        """Packs a trained twin; the layer itself is left as it was."""
+        adopt(self, layer)
+        for name in [n for n, v in vars(self).items() if isinstance(v, nnx.Param)]:
+            if name.startswith("kernel_"):
+                delattr(self, name)  # learned ranges live on in the QTensor's scale
+        self.packed_view = layer.view
+        setattr(self, self.kernel_name, Packed(layer.freeze_kernel()))
+
+    @property
+    def view(self) -> MatrixView:
+        return self.packed_view
+
+    def quantized_kernel(self) -> Array:
+        return self.view.from_matrix(self.kernel_variable[...].dequantize())
+
+    def integer_kernel(self) -> tuple[Array, Range]:
+        q = self.kernel_variable[...]
+        return q.spec.format.decode(q.codes()).astype(jnp.int8), q.range()
+
+    def freeze_kernel(self) -> QTensor:
+        return self.kernel_variable[...]
+
+
+def check_scheme(scheme: LayerScheme) -> None:
+    """Raises NotImplementedError if the scheme's product does not fit its formats."""
+    if scheme.product == "int8":
+        if scheme.weight is None or scheme.input is None:
+            raise NotImplementedError("int8 product: needs a quantized kernel and quantized inputs.")
+        check_integer(scheme.weight.spec, "kernels")
+        check_integer(scheme.input.spec, "inputs")

@@ -1,0 +1,275 @@
+"""The twins: for every supported Flax layer one that trains (Q...) and one that serves (Packed...)."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Final
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from lowbit_jax.nn.base import PackedTwin, StandIn, TrainTwin, Twin
+from lowbit_jax.nn.views import (
+    MatrixView,
+    conv_view,
+    einsum_letters,
+    einsum_view,
+    embed_view,
+    linear_general_view,
+    linear_view,
+)
+from lowbit_jax.ops.integer import DotGeneral, EinsumProduct
+from lowbit_jax.ops.lookup import lookup
+from lowbit_jax.scheme import LayerScheme
+from lowbit_jax.spec import PerToken
+
+
+class _Linear(Twin):
+    float_class = nnx.Linear
+
+    def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
+        """Like `nnx.Linear`: [..., in] to [..., out]."""
+        return self.call(inputs, out_sharding=out_sharding)
+
+    def integer_operations(self, x: Array) -> dict[str, Callable[..., Array]]:
+        def dot_general(x_hat, w_hat, dimension_numbers, **_):
+            return self.multiply_integers(x, x_hat, w_hat, DotGeneral(dimension_numbers))
+
+        return {"dot_general": dot_general}
+
+
+class _LinearGeneral(_Linear):
+    float_class = nnx.LinearGeneral
+
+    def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
+        """Like `nnx.LinearGeneral`."""
+        return self.call(inputs, out_sharding=out_sharding)
+
+    def _k_axes(self, ndim: int) -> tuple[int, ...]:
+        return tuple(axis % ndim for axis in self.axis)
+
+    def rows(self, x: Array) -> Array:
+        return _merge_last(x, self._k_axes(x.ndim))
+
+    def unrows(self, rows: Array, like: Array) -> Array:
+        return _split_last(rows, self._k_axes(like.ndim), like.shape)
+
+    def rows_scale(self, scale: Array, like: Array) -> Array:
+        return jnp.expand_dims(scale[..., 0], sorted(self._k_axes(like.ndim)))
+
+
+class _Einsum(Twin):
+    float_class = nnx.Einsum
+
+    def __call__(self, inputs: Array, einsum_str: str | None = None, **kwargs: Any) -> Array:
+        """Like `nnx.Einsum`, with the equation it was made with.
+
+        Raises:
+            ValueError: Another equation: the contraction, and with it the matrix view, is fixed.
+        """
+        if einsum_str not in (None, self.einsum_str):
+            raise ValueError(
+                f"the kernel was quantized along the contraction of {self.einsum_str!r}; it cannot be "
+                f"used with {einsum_str!r}."
+            )
+        return self.call(inputs, **kwargs)
+
+    def _k_axes(self, ndim: int) -> tuple[int, ...]:
+        x, kernel, output = einsum_letters(self.einsum_str)
+        contracted = [c for c in kernel if c in x and c not in output]
+        # Letters count from the end of the input's own term, unless `...` stands behind them.
+        term = self.einsum_str.replace(" ", "").split(",")[0]
+        head, _, tail = term.partition("...")
+        positions = {c: i for i, c in enumerate(head)}
+        positions |= {c: ndim - len(tail) + i for i, c in enumerate(tail)}
+        return tuple(positions[c] for c in contracted)
+
+    def rows(self, x: Array) -> Array:
+        return _merge_last(x, self._k_axes(x.ndim))
+
+    def unrows(self, rows: Array, like: Array) -> Array:
+        return _split_last(rows, self._k_axes(like.ndim), like.shape)
+
+    def rows_scale(self, scale: Array, like: Array) -> Array:
+        return jnp.expand_dims(scale[..., 0], sorted(self._k_axes(like.ndim)))
+
+    def integer_operations(self, x: Array) -> dict[str, Callable[..., Array]]:
+        def einsum_op(equation, x_hat, w_hat, **_):
+            return self.multiply_integers(x, x_hat, w_hat, EinsumProduct(equation))
+
+        return {"einsum_op": einsum_op}
+
+
+class _Conv(Twin):
+    float_class = nnx.Conv
+
+    def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
+        """Like `nnx.Conv`. A per-token input has one scale per sample, since windows overlap."""
+        return self.call(inputs, out_sharding=out_sharding)
+
+    def rows(self, x: Array) -> Array:
+        batch = x.shape[: x.ndim - len(self.kernel_size) - 1]
+        return x.reshape(*batch, -1)
+
+    def unrows(self, rows: Array, like: Array) -> Array:
+        return rows.reshape(like.shape)
+
+
+class _Embed(Twin):
+    float_class = nnx.Embed
+    kernel_name: ClassVar[str] = "embedding"
+
+    def attend(self, query: Array, out_sharding: Any = None) -> Array:
+        """Like `nnx.Embed.attend`: the tied head, [..., features] to [..., vocabulary]."""
+        return self.call(query, out_sharding, method="attend")
+
+    def integer_operations(self, x: Array) -> dict[str, Callable[..., Array]]:
+        raise NotImplementedError(
+            "Embed: no int8 product in the tied head. Use product='float' for this layer."
+        )
+
+
+def _merge_last(x: Array, axes: tuple[int, ...]) -> Array:
+    """The given axes moved behind the others, in their order, and merged."""
+    if axes == (x.ndim - 1,):
+        return x
+    rest = [axis for axis in range(x.ndim) if axis not in axes]
+    moved = x.transpose(*rest, *axes)
+    return moved.reshape(*moved.shape[: len(rest)], -1)
+
+
+def _split_last(rows: Array, axes: tuple[int, ...], shape: tuple[int, ...]) -> Array:
+    """The inverse of `_merge_last` for an array of this shape."""
+    if axes == (len(shape) - 1,):
+        return rows
+    rest = [axis for axis in range(len(shape)) if axis not in axes]
+    order = (*rest, *axes)
+    split = rows.reshape([shape[axis] for axis in order])
+    return split.transpose(sorted(range(len(order)), key=order.__getitem__))
+
+
+class QLinear(_Linear, TrainTwin):
+    """`nnx.Linear` that trains on its grid."""
+
+    @property
+    def view(self) -> MatrixView:
+        """The kernel as it is."""
+        return linear_view(self)
+
+
+class QLinearGeneral(_LinearGeneral, TrainTwin):
+    """`nnx.LinearGeneral` that trains on its grid."""
+
+    @property
+    def view(self) -> MatrixView:
+        """Input axes merged to K, output axes to N."""
+        return linear_general_view(self)
+
+
+class QEinsum(_Einsum, TrainTwin):
+    """`nnx.Einsum` that trains on its grid."""
+
+    @property
+    def view(self) -> MatrixView:
+        """By the letters of the equation."""
+        return einsum_view(self)
+
+
+class QConv(_Conv, TrainTwin):
+    """`nnx.Conv` that trains on its grid."""
+
+    def __init__(self, layer: nnx.Conv, scheme: LayerScheme):
+        """Takes the place of a convolution; see `TrainTwin`.
+
+        Raises:
+            NotImplementedError: Grouped scales of the input or an int8 product.
+        """
+        granularity = scheme.input.spec.granularity if scheme.input is not None else None
+        if isinstance(granularity, PerToken) and granularity.k is not None:
+            raise NotImplementedError(
+                f"Conv: inputs {granularity.describe()}: windows overlap, so groups along K have no meaning for the "
+                "input. Use PerToken() or PerTensor()."
+            )
+        if scheme.product != "float":
+            self.integer_operations(jnp.zeros(()))
+        super().__init__(layer, scheme)
+
+    @property
+    def view(self) -> MatrixView:
+        """Window and channels merged to K, groups a stack."""
+        return conv_view(self)
+
+
+class QEmbed(_Embed, TrainTwin):
+    """`nnx.Embed` that trains on its grid."""
+
+    def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
+        """Like `nnx.Embed`: tokens [...] to [..., features]; the scheme's input quantizer is the head's."""
+        stand_in = StandIn(self, embedding=self.quantized_kernel())
+        return nnx.Embed.__call__(stand_in, inputs, out_sharding)
+
+    @property
+    def view(self) -> MatrixView:
+        """Features as K, the vocabulary as N."""
+        return embed_view(self)
+
+
+class PackedLinear(_Linear, PackedTwin):
+    """`nnx.Linear` with a packed kernel."""
+
+
+class PackedLinearGeneral(_LinearGeneral, PackedTwin):
+    """`nnx.LinearGeneral` with a packed kernel."""
+
+
+class PackedEinsum(_Einsum, PackedTwin):
+    """`nnx.Einsum` with a packed kernel."""
+
+
+class PackedConv(_Conv, PackedTwin):
+    """`nnx.Conv` with a packed kernel."""
+
+
+class PackedEmbed(_Embed, PackedTwin):
+    """`nnx.Embed` with a packed table; a lookup dequantizes the looked-up entries only."""
+
+    def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
+        """Like `nnx.Embed`: tokens [...] to [..., features]."""
+        if out_sharding is not None:
+            raise NotImplementedError("PackedEmbed: out_sharding; constrain the result instead.")
+        entries = lookup(inputs, self.embedding[...])
+        (entries,) = self.promote_dtype((entries,), dtype=self.dtype, inexact=False)
+        return entries
+
+
+TRAIN_TWINS: Final[dict[type[nnx.Module], type[TrainTwin]]] = {
+    nnx.Linear: QLinear,
+    nnx.LinearGeneral: QLinearGeneral,
+    nnx.Einsum: QEinsum,
+    nnx.Conv: QConv,
+    nnx.Embed: QEmbed,
+}
+PACKED_TWINS: Final[dict[type[TrainTwin], type[PackedTwin]]] = {
+    QLinear: PackedLinear,
+    QLinearGeneral: PackedLinearGeneral,
+    QEinsum: PackedEinsum,
+    QConv: PackedConv,
+    QEmbed: PackedEmbed,
+}
+
+
+def to_float(twin: Twin) -> nnx.Module:
+    """The plain Flax layer with the values of a twin's quantized kernel; quantizers of activations are dropped."""
+    rngs = nnx.Rngs(0)
+    blanks: dict[type[nnx.Module], Callable[[], nnx.Module]] = {
+        nnx.Linear: lambda: nnx.Linear(1, 1, rngs=rngs),
+        nnx.LinearGeneral: lambda: nnx.LinearGeneral(1, 1, rngs=rngs),
+        nnx.Einsum: lambda: nnx.Einsum("a,ab->b", (1, 1), rngs=rngs),
+        nnx.Conv: lambda: nnx.Conv(1, 1, (1,), rngs=rngs),
+        nnx.Embed: lambda: nnx.Embed(1, 1, rngs=rngs),
+    }
+    layer = blanks[twin.float_class]()
+    for name in vars(layer):
+        if not name.startswith("_pytree__"):
+            setattr(layer, name, getattr(twin, name))
+    setattr(layer, twin.kernel_name, nnx.Param(twin.quantized_kernel()))
+    return layer

@@ -1,0 +1,186 @@
+"""QTensor: the quantized array, and how it is made."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int32, UInt8
+
+from lowbit_jax import calibrate, packing
+from lowbit_jax.blocks import BlockView, pinned
+from lowbit_jax.grid import Range, from_levels, to_levels
+from lowbit_jax.spec import Block, QuantSpec
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class QTensor:
+    """A quantized array [..., K, N], or [..., K] with `PerToken`; a pytree that never holds the dense array.
+
+    Always: dequantize() == (decode(unpack(words)) - zero_point) * expand(float32(scale) * global_scale), in float32, rounded
+    once to `dtype`. rank(scale) == rank(array). Immutable; q[...] is q. Leading axes may be sliced, stacked or scanned
+    like those of any pytree: `shape` follows the words.
+
+    Attributes:
+        words: Planes of packed codes, int32 [..., ceil32(K) * width / 32, N] ([..., words, 1] with `PerToken`).
+        scale: In the dtype of `spec.scale_format`, of shape `spec.scale_shape(shape)`.
+        zero_point: uint8 of the same shape; None if symmetric.
+        global_scale: float32, 1 along K and N; None without a second level.
+        spec: How the array is quantized.
+        k: Length of K, in elements (the words are padded to a multiple of 32).
+        dtype: That of the array it was made from, and of `dequantize()`.
+    """
+
+    words: tuple[Int32[Array, "..."], ...]
+    scale: Array
+    zero_point: UInt8[Array, "..."] | None
+    global_scale: Float[Array, "..."] | None
+    spec: QuantSpec = dataclasses.field(metadata={"static": True})
+    k: int = dataclasses.field(metadata={"static": True})
+    dtype: Any = dataclasses.field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array that it stands for."""
+        *lead, _, n = self.words[0].shape
+        return (*lead, self.k, n) if isinstance(self.spec.granularity, Block) else (*lead, self.k)
+
+    @property
+    def ndim(self) -> int:
+        """Rank of the array that it stands for."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Elements of the array that it stands for."""
+        return int(np.prod(self.shape))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of words, scales and zero points, padding included."""
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self))
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits an element takes, with its share of scales, zero points and padding."""
+        return self.nbytes * 8 / self.size
+
+    def __getitem__(self, index: Any) -> "QTensor":
+        if index is not Ellipsis:
+            raise NotImplementedError(
+                f"QTensor[{index}]: only q[...] is supported, since codes are packed along K. "
+                "Index q.dequantize(), or map over leading axes with jax.tree.map."
+            )
+        return self
+
+    def __repr__(self) -> str:
+        return f"QTensor({self.spec.format.name}, shape={self.shape}, {self.bits_per_weight:.3g} bits/element)"
+
+    def codes(self) -> UInt8[Array, "..."]:
+        """The codes, uint8 in `[0, 2**bits)`, of the shape of the array."""
+        return packing.unpack_planes(self.words, self.spec.bits, self.k).reshape(self.shape)
+
+    def range(self) -> Range:
+        """Scales, zero points and global scale in float32."""
+        zero_point = None if self.zero_point is None else self.zero_point.astype(jnp.float32)
+        return Range(self.scale.astype(jnp.float32), zero_point, self.global_scale)
+
+    def dequantize(self, dtype: Any = None) -> Array:
+        """The array, computed in float32 and rounded once to `dtype` (default: the dtype it was made from)."""
+        view = BlockView.of(self.shape, self.spec)
+        range_ = self.range()
+        levels = self.spec.format.decode(view.split(self.codes()))
+        return from_levels(levels, range_, view, jnp.dtype(dtype or self.dtype))
+
+
+def quantize(
+    x: Float[Array, "..."],
+    spec: QuantSpec,
+    *,
+    scale: Array | None = None,
+    zero_point: Array | None = None,
+    global_scale: Array | None = None,
+) -> QTensor:
+    """Quantizes an array: nearest, ties to even, saturating; then packs its codes.
+
+    Args:
+        x: float array [..., K, N] ([..., K] with `PerToken`).
+        spec: How.
+        scale: Of shape `spec.scale_shape(x.shape)`; rounded to `spec.scale_format`. Default: absmax (asymmetric: min-max).
+        zero_point: Integers in `[0, 2**bits)` of the same shape; goes with `scale` for an asymmetric spec.
+        global_scale: float32, 1 along K and N; goes with `scale` for e4m3 scales.
+
+    Raises:
+        ValueError: An axis does not split into groups, a scale of the wrong shape, a zero point where none or a
+            missing one where one belongs; or (outside jit) values or scales that are not finite.
+    """
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"quantize: needs a float array, not {x.dtype}.")
+    _check_finite("the array", x)
+    if scale is None:
+        if zero_point is not None or global_scale is not None:
+            raise ValueError(
+                "quantize: zero_point and global_scale go with a scale; give all or none."
+            )
+        range_ = calibrate.absmax(x, spec) if spec.symmetric else calibrate.minmax(x, spec)
+    else:
+        range_ = _given_range(x.shape, spec, scale, zero_point, global_scale)
+    return encode(x, spec, range_)
+
+
+def encode(x: Float[Array, "..."], spec: QuantSpec, range_: Range) -> QTensor:
+    """`quantize` with a range that is already known to fit: no checks."""
+    view = BlockView.of(x.shape, spec)
+    codes = view.merge(spec.format.encode(to_levels(x, spec, range_, view)))
+    if not isinstance(spec.granularity, Block):
+        codes = codes[..., None]
+    zero_point = range_.zero_point
+    return QTensor(
+        words=packing.pack_planes(codes, spec.bits, pad_code=spec.format.zero_code),
+        scale=spec.scale_format.store(range_.scale),
+        zero_point=None if zero_point is None else zero_point.astype(jnp.uint8),
+        global_scale=range_.global_scale,
+        spec=spec,
+        k=x.shape[spec.granularity.axis],
+        dtype=x.dtype,
+    )
+
+
+def _given_range(shape, spec, scale, zero_point, global_scale) -> Range:
+    expected = spec.scale_shape(shape)
+    for name, array in (("scale", scale), ("zero_point", zero_point)):
+        if array is not None and jnp.shape(array) != expected:
+            raise ValueError(
+                f"quantize: {name} has shape {jnp.shape(array)}, the spec gives {expected} "
+                f"for an array of shape {tuple(shape)}."
+            )
+    if (zero_point is not None) == spec.symmetric:
+        word = "has no" if spec.symmetric else "needs a"
+        raise ValueError(f"quantize: a spec with symmetric={spec.symmetric} {word} zero_point.")
+    if (global_scale is not None) != spec.has_global_scale:
+        word = "need" if spec.has_global_scale else "have no"
+        raise ValueError(f"quantize: {spec.scale_format.name} scales {word} a global_scale.")
+    _check_finite("the scale", scale)
+    negative = jnp.asarray(scale, jnp.float32) < 0
+    # Scale formats round magnitudes; a negative scale (GGUF's Q4_0) keeps its sign.
+    magnitude = spec.scale_format.round(jnp.abs(jnp.asarray(scale, jnp.float32)))
+    return Range(
+        pinned(jnp.where(negative, -magnitude, magnitude)),
+        None if zero_point is None else jnp.asarray(zero_point).astype(jnp.float32),
+        None if global_scale is None else jnp.asarray(global_scale, jnp.float32),
+    )
+
+
+def _check_finite(what: str, x: Array) -> None:
+    if isinstance(x, jax.core.Tracer):
+        return  # values are not known under jit; pack_model and quantize check outside
+    finite = jnp.isfinite(jnp.asarray(x))
+    if not bool(finite.all()):
+        bad = int(finite.size - finite.sum())
+        raise ValueError(
+            f"quantize: {what} holds {bad} of {finite.size} values that are NaN or infinite. "
+            "Find where they come from before quantizing."
+        )

@@ -1,0 +1,19 @@
+"""Quantizers: how an array is quantized while it trains, and frozen afterwards."""
+
+from lowbit_jax.quantizers.base import Quantizer, State, from_dict
+from lowbit_jax.quantizers.learned import LSQ
+from lowbit_jax.quantizers.ranges import AbsMean, Absmax, MinMax, StaticAbsmax
+
+ALL = (Absmax, MinMax, AbsMean, StaticAbsmax, LSQ)
+
+__all__ = [
+    "ALL",
+    "LSQ",
+    "AbsMean",
+    "Absmax",
+    "MinMax",
+    "Quantizer",
+    "State",
+    "StaticAbsmax",
+    "from_dict",
+]

@@ -1,0 +1,94 @@
+"""Quantizer = spec + how its range is found + how its gradient flows; and the registry of their names."""
+
+import abc
+import dataclasses
+import difflib
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lowbit_jax.calibrate import Range
+from lowbit_jax.qtensor import QTensor, encode
+from lowbit_jax.spec import QuantSpec
+
+State = dict[str, Array]
+
+_REGISTRY: dict[str, type["Quantizer"]] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantizer(abc.ABC):
+    """How one array is quantized while it trains; finals are frozen dataclasses, registered by their name.
+
+    Law: freeze(x, s).dequantize() equals fake_quant(x, s) bit for bit: eager, jitted, vmapped,
+    scanned, sharded.
+
+    Attributes:
+        spec: The grid.
+    """
+
+    spec: QuantSpec
+
+    trainable: ClassVar[tuple[str, ...]] = ()
+    """Names of the state's leaves that an optimizer trains; the others are statistics."""
+    symmetric: ClassVar[bool] = True
+    """Which specs it takes: symmetric ones, or those with zero points."""
+
+    def __post_init__(self):
+        if self.spec.symmetric != self.symmetric:
+            takes = "symmetric specs" if self.symmetric else "specs with zero points"
+            raise ValueError(f"{type(self).__name__}: takes {takes} only, not {self.spec}.")
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not cls.__name__.startswith("_"):  # those are shared parts, not quantizers
+            _REGISTRY[cls.__name__] = cls
+
+    def init(self, x: Float[Array, "..."]) -> State:
+        """State for an array like `x`; empty where the range is a function of the array."""
+        return {}
+
+    def observe(self, x: Float[Array, "..."], state: State) -> State:
+        """The state after seeing `x`; changes statistics only, and only while calibrating."""
+        return state
+
+    @abc.abstractmethod
+    def range(self, x: Float[Array, "..."], state: State) -> Range:
+        """The range that `fake_quant` and `freeze` share."""
+
+    @abc.abstractmethod
+    def fake_quant(self, x: Float[Array, "..."], state: State) -> Float[Array, "..."]:
+        """Float to float on the grid, in the dtype of `x`; differentiable."""
+
+    def freeze(self, x: Float[Array, "..."], state: State) -> QTensor:
+        """The packed array."""
+        return encode(x, self.spec, self.range(x, state))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The quantizer as JSON-able values, readable without jax."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {"type": type(self).__name__} | fields | {"spec": self.spec.to_dict()}
+
+
+def from_dict(data: dict[str, Any]) -> Quantizer:
+    """The inverse of `Quantizer.to_dict`.
+
+    Raises:
+        ValueError: An unknown type (the message lists the nearest) or unknown keys.
+    """
+    fields = dict(data)
+    name = fields.pop("type", None)
+    if name not in _REGISTRY:
+        near = difflib.get_close_matches(str(name), _REGISTRY) or sorted(_REGISTRY)
+        raise ValueError(f"no quantizer is named {name!r}. Nearest: {near}.")
+    cls = _REGISTRY[name]
+    known = {f.name for f in dataclasses.fields(cls)}
+    if set(fields) - known or "spec" not in fields:
+        raise ValueError(f"{name}: keys {sorted(fields)} are not of {sorted(known)}.")
+    return cls(**fields | {"spec": QuantSpec.from_dict(fields["spec"])})
+
+
+def as_row(stat: Array, ndim: int) -> Array:
+    """A statistic of one element, at the rank of the activations that it is used with."""
+    return jnp.reshape(stat, (1,) * ndim)

@@ -1,0 +1,110 @@
+"""Quantizers whose range is a function of the array: absmax, min-max, absmean; straight-through gradients."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from lowbit_jax import calibrate
+from lowbit_jax.calibrate import Range
+from lowbit_jax.estimators import ste
+from lowbit_jax.grid import snap
+from lowbit_jax.quantizers.base import Quantizer, State, as_row
+from lowbit_jax.spec import Block
+
+
+class _StraightThrough(Quantizer):
+    """A quantizer whose gradient is that of the identity, range included."""
+
+    def fake_quant(self, x: Float[Array, "..."], state: State) -> Float[Array, "..."]:
+        constant = lax.stop_gradient(x)
+        return ste(x, snap(constant, self.spec, self.range(constant, state)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Absmax(_StraightThrough):
+    """Symmetric, scale from the largest magnitude of each block, found anew at every call.
+
+    Weights: `2 absmax / (2**b - 1)`, GPTQ's convention. Activations: per token with a narrow int8, BitNet
+    b1.58's `absmax / 127` (arXiv:2402.17764). See `calibrate.absmax` for MX and NVFP4 scales.
+    """
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.spec.has_global_scale and not isinstance(self.spec.granularity, Block):
+            raise ValueError(
+                "Absmax: a global scale found per call would couple the rows of a batch; activations "
+                "with e4m3 scales use StaticAbsmax, which is calibrated."
+            )
+
+    def range(self, x: Float[Array, "..."], state: State) -> Range:
+        return calibrate.absmax(x, self.spec)
+
+
+@dataclasses.dataclass(frozen=True)
+class MinMax(_StraightThrough):
+    """Asymmetric, scale and integer zero point from the extremes of each block, found anew at every call."""
+
+    symmetric: ClassVar[bool] = False
+
+    def range(self, x: Float[Array, "..."], state: State) -> Range:
+        return calibrate.minmax(x, self.spec)
+
+
+@dataclasses.dataclass(frozen=True)
+class AbsMean(_StraightThrough):
+    """Scale = mean |w|, a function of w, never stored while training.
+
+    With the ternary format BitNet b1.58's weight quantizer (arXiv:2402.17764, Eq. 1 to 3); with the binary format
+    sign(w) * mean |w| (XNOR-Net, arXiv:1603.05279, Eq. 6), with the identity as its gradient.
+
+    Attributes:
+        eps: Smallest scale.
+    """
+
+    eps: float = 1e-5
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.spec.has_global_scale:
+            raise NotImplementedError("AbsMean: one scale level only; NVFP4's ranges are Absmax's.")
+
+    def range(self, x: Float[Array, "..."], state: State) -> Range:
+        return calibrate.absmean(x, self.spec, eps=self.eps)
+
+
+@dataclasses.dataclass(frozen=True)
+class StaticAbsmax(_StraightThrough):
+    """Symmetric, from the largest magnitude seen while calibrating: for activations.
+
+    With e4m3 scales (NVFP4) the statistic is the global scale's, and the scales of the blocks follow each call; with
+    other scales it is the one scale of the tensor. Until it is calibrated the statistic is NaN, and so is every
+    result: nothing runs unnoticed on a range that nobody measured.
+    """
+
+    def __post_init__(self):
+        super().__post_init__()
+        whole = self.spec.granularity == Block(None, None)
+        if not (whole or self.spec.has_global_scale):
+            raise ValueError(
+                f"StaticAbsmax: one statistic per tensor, so PerTensor() or e4m3 scales, not "
+                f"{self.spec.granularity} with {self.spec.scale_format.name} scales."
+            )
+
+    def init(self, x: Float[Array, "..."]) -> State:
+        return {"absmax": jnp.full((*x.shape[:-2], 1, 1), jnp.nan, jnp.float32)}
+
+    def observe(self, x: Float[Array, "..."], state: State) -> State:
+        seen = state["absmax"]
+        largest = jnp.reshape(jnp.max(jnp.abs(x.astype(jnp.float32))), seen.shape)
+        return {"absmax": jnp.fmax(seen, largest)}  # fmax: the NaN of "never seen" gives way
+
+    def range(self, x: Float[Array, "..."], state: State) -> Range:
+        absmax = as_row(state["absmax"], x.ndim)
+        if self.spec.has_global_scale:
+            return calibrate.absmax(x, self.spec, global_absmax=absmax)
+        scale = calibrate.absmax(absmax, self.spec).scale
+        return Range(jnp.broadcast_to(scale, self.spec.scale_shape(x.shape)))
+

@@ -1,0 +1,55 @@
+"""LayerScheme: how one layer is quantized."""
+
+import dataclasses
+from typing import Any, Literal
+
+from lowbit_jax.quantizers import Quantizer, from_dict
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerScheme:
+    """How one layer is quantized; None leaves that array float.
+
+    Attributes:
+        weight: Quantizer of the kernel, seen as a matrix [..., K, N].
+        input: Quantizer of the activations that enter, [..., K].
+        output: Quantizer of the activations that leave, [..., N].
+        product: "float" multiplies the dequantized operands; "int8" multiplies the codes of linear
+            and einsum layers as integers in the forward pass (both sides symmetric integers of at most 8
+            bits, the kernel with one scale per tensor or channel), with unchanged gradients.
+    """
+
+    weight: Quantizer | None = None
+    input: Quantizer | None = None
+    output: Quantizer | None = None
+    product: Literal["float", "int8"] = "float"
+
+    def __post_init__(self):
+        if self.weight is None and self.input is None and self.output is None:
+            raise ValueError("LayerScheme: nothing to quantize; a float layer's scheme is None.")
+        if self.product not in ("float", "int8"):
+            raise ValueError(f"LayerScheme: product={self.product!r} is not of ['float', 'int8'].")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The scheme as JSON-able values; parts that are None and the float product are left out."""
+        parts = {name: getattr(self, name) for name in ("weight", "input", "output")}
+        data: dict[str, Any] = {name: q.to_dict() for name, q in parts.items() if q is not None}
+        return data | ({} if self.product == "float" else {"product": self.product})
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "LayerScheme":
+        """The inverse of `to_dict`; unknown keys are refused."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        if set(data) - known:
+            raise ValueError(f"LayerScheme: keys {sorted(data)} are not of {sorted(known)}.")
+        return cls(**{k: v if k == "product" else from_dict(v) for k, v in data.items()})
+
+    def describe(self) -> str:
+        """The scheme in a few words, such as 'AbsMean ternary per tensor, input Absmax int8_narrow per token'."""
+        parts = [
+            (name, q)
+            for name, q in (("", self.weight), ("input ", self.input), ("output ", self.output))
+            if q is not None
+        ]
+        text = ", ".join(f"{name}{type(q).__name__} {q.spec.describe()}" for name, q in parts)
+        return text if self.product == "float" else f"{text}, int8 product"

@@ -1,0 +1,268 @@
+"""QuantSpec: how one array, seen as a matrix [..., K, N], is quantized.
+
+K is the contraction, N the outputs, all leading axes a stack. Activations are [..., K]: `PerToken` counts K last.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Final
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from lowbit_jax import formats
+from lowbit_jax.formats import Format, IntGrid, round_minifloat
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """One scale per block of `k` x `n` elements of every trailing matrix [K, N].
+
+    Attributes:
+        k: Length of a block along K, in elements; None = all of K.
+        n: Length of a block along N, in elements; None = all of N.
+    """
+
+    k: int | None = None
+    n: int | None = None
+
+    def __post_init__(self):
+        for name, size in (("k", self.k), ("n", self.n)):
+            if size is not None and size < 1:
+                raise ValueError(f"Block({name}={size}): a block has at least 1 element.")
+
+    @property
+    def axis(self) -> int:
+        """The axis of K."""
+        return -2
+
+    def sizes(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Lengths (k, n) of a block of an array of this shape, in elements."""
+        *_, k, n = shape
+        return self.k or k, self.n or n
+
+    def describe(self) -> str:
+        """The granularity in a few words."""
+        named = {(None, None): "per tensor", (None, 1): "per channel"}
+        if (self.k, self.n) in named:
+            return named[self.k, self.n]
+        return f"in groups of {self.k}" if self.n == 1 else f"in blocks of {self.k} x {self.n}"
+
+
+@dataclasses.dataclass(frozen=True)
+class PerToken:
+    """One scale per row [..., K] (or per `k` elements of it), whatever the leading axes: for activations.
+
+    Attributes:
+        k: Length of a block along K, in elements; None = all of K.
+    """
+
+    k: int | None = None
+
+    def __post_init__(self):
+        if self.k is not None and self.k < 1:
+            raise ValueError(f"PerToken(k={self.k}): a block has at least 1 element.")
+
+    @property
+    def axis(self) -> int:
+        """The axis of K."""
+        return -1
+
+    def sizes(self, shape: Sequence[int]) -> tuple[int]:
+        """Length (k,) of a block of an array of this shape, in elements."""
+        return (self.k or shape[-1],)
+
+    def describe(self) -> str:
+        """The granularity in a few words."""
+        return "per token" if self.k is None else f"per token in groups of {self.k}"
+
+
+Granularity = Block | PerToken
+
+
+def PerTensor() -> Block:
+    """One scale per trailing matrix."""
+    return Block(None, None)
+
+
+def PerChannel() -> Block:
+    """One scale per output (column)."""
+    return Block(None, 1)
+
+
+def PerGroup(size: int) -> Block:
+    """One scale per `size` consecutive elements of a column."""
+    return Block(size, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaleFormat:
+    """How a scale is stored; scales are rounded to it in the forward pass.
+
+    Rounding: nearest, ties to even, saturating, never to zero (the smallest positive value instead, but for e4m3,
+    whose zero means that every code of the block is zero); e8m0 rounds down to a power of two (OCP MX v1.0, 6.3).
+
+    Attributes:
+        name: Registry key, written to checkpoints.
+        dtype: What a scale is stored as.
+        mantissa_bits: Stored bits of the mantissa.
+        min_exponent: Exponent of the smallest normal number.
+        largest: Largest scale.
+        smallest: Smallest scale; 0 where a zero is kept.
+    """
+
+    name: str
+    dtype: Any
+    mantissa_bits: int
+    min_exponent: int
+    largest: float
+    smallest: float
+
+    def round(self, scale: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        """The nearest scale (e8m0: the next lower) that can be stored, in float32."""
+        if self.name == "float32":
+            return jnp.maximum(scale, np.float32(self.smallest))
+        if self.name == "e8m0":
+            return _floor_power_of_two(jnp.maximum(scale, np.float32(self.smallest)))
+        rounded = round_minifloat(
+            scale,
+            mantissa_bits=self.mantissa_bits,
+            min_exponent=self.min_exponent,
+            largest=self.largest,
+        )
+        return jnp.maximum(rounded, np.float32(self.smallest))
+
+    def store(self, scale: Float[Array, "*n"]) -> Array:
+        """A scale that `round` returned, in the stored dtype: exact."""
+        return scale.astype(self.dtype)
+
+
+def _floor_power_of_two(v: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    bits = v.view(jnp.int32) & jnp.int32(0x7F800000)
+    return jnp.where(jnp.isnan(v), v, bits.view(jnp.float32))
+
+
+# A scale times the smallest value of a format must be a normal number: subnormal ones are flushed to
+# zero by some programs and kept by others.
+_SMALLEST: Final = 2.0**-119
+FLOAT32: Final = ScaleFormat("float32", np.dtype("float32"), 23, -126, 3.4028235e38, _SMALLEST)
+BFLOAT16: Final = ScaleFormat(
+    # The exponent is that of the smallest number whose last place is a normal float32.
+    "bfloat16", jnp.dtype("bfloat16"), 7, -119, 3.3895313892515355e38, _SMALLEST
+)
+FLOAT16: Final = ScaleFormat("float16", np.dtype("float16"), 10, -14, 65504.0, 2.0**-24)
+E8M0: Final = ScaleFormat("e8m0", jnp.dtype("float8_e8m0fnu"), 0, -126, 2.0**127, _SMALLEST)
+E4M3: Final = ScaleFormat("e4m3", jnp.dtype("float8_e4m3fn"), 3, -6, 448.0, 0.0)
+SCALE_FORMATS: Final = {f.name: f for f in (FLOAT32, BFLOAT16, FLOAT16, E8M0, E4M3)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuantSpec:
+    """How one array, seen as a matrix [..., K, N] (`PerToken`: [..., K]), is quantized.
+
+    Attributes:
+        format: What a code stands for.
+        granularity: Which elements share a scale.
+        symmetric: False: an integer zero point per scale, in `[0, 2**bits)`; needs an unsigned format.
+        scale_format: How scales are stored; e4m3 comes with a float32 `global_scale` per trailing matrix.
+
+    Raises:
+        ValueError: The format and `symmetric` contradict each other.
+    """
+
+    format: Format
+    granularity: Granularity = Block(None, 1)
+    symmetric: bool = True
+    scale_format: ScaleFormat = FLOAT32
+
+    def __post_init__(self):
+        signed = not isinstance(self.format, IntGrid) or self.format.signed
+        if signed != self.symmetric:
+            other = f"int{self.format.bits}" if self.symmetric else f"uint{self.format.bits}"
+            raise ValueError(
+                f"QuantSpec(format={self.format.name}, symmetric={self.symmetric}): zero points belong to unsigned "
+                f"formats and only to them. Use symmetric={signed} or the format {other}."
+            )
+        if not self.symmetric and self.scale_format.name in ("e4m3", "e8m0"):
+            raise NotImplementedError(
+                f"QuantSpec: zero points with {self.scale_format.name} scales; no file format or kernel has them. "
+                "Use float32, bfloat16 or float16 scales."
+            )
+
+    @property
+    def bits(self) -> int:
+        """Width of one code, in bits."""
+        return self.format.bits
+
+    @property
+    def has_global_scale(self) -> bool:
+        """Whether a float32 factor per trailing matrix multiplies the scales (NVFP4's second level)."""
+        return self.scale_format.name == "e4m3"
+
+    def scale_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of the scale of an array of this shape; the ranks are equal.
+
+        Raises:
+            ValueError: An axis does not split into blocks; the message says which sizes would fit.
+        """
+        axes = -self.granularity.axis
+        if len(shape) < axes:
+            raise ValueError(
+                f"an array of shape {tuple(shape)} cannot be quantized by {self.granularity}: "
+                f"it needs at least {axes} axes."
+            )
+        sizes = self.granularity.sizes(shape)
+        lead, trail = shape[: len(shape) - len(sizes)], shape[len(shape) - len(sizes) :]
+        names = ("input", "output")
+        for length, size, name in zip(trail, sizes, names, strict=False):
+            if size and length % size:
+                fits = [s for s in (256, 128, 64, 32, 16, 8) if length % s == 0]
+                raise ValueError(
+                    f"{name} axis of length {length} does not split into groups of {size} "
+                    f"({length} = {length // size} * {size} + {length % size}). "
+                    f"Group sizes that fit: {fits or 'none; use per-channel scales'}."
+                )
+        return (*lead, *(n // s if s else 1 for n, s in zip(trail, sizes, strict=True)))
+
+    def describe(self) -> str:
+        """The spec in a few words, such as 'int4 in groups of 128 with float16 scales'."""
+        text = f"{self.format.name} {self.granularity.describe()}"
+        scales = self.scale_format.name
+        return text if scales == "float32" else f"{text} with {scales} scales"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spec as JSON-able values, readable without jax."""
+        granularity: dict[str, Any] = {"type": type(self.granularity).__name__}
+        granularity |= dataclasses.asdict(self.granularity)
+        return {
+            "format": self.format.name,
+            "granularity": granularity,
+            "symmetric": self.symmetric,
+            "scale_format": self.scale_format.name,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "QuantSpec":
+        """The inverse of `to_dict`; unknown keys and names are refused."""
+        data = dict(data)
+        known = {f.name for f in dataclasses.fields(cls)}
+        if set(data) - known or "format" not in data:
+            raise ValueError(f"QuantSpec: keys {sorted(data)} are not of {sorted(known)}.")
+        kinds: dict[str, Any] = {"Block": Block, "PerToken": PerToken}
+        if "granularity" in data:
+            fields = dict(data["granularity"])
+            kind = fields.pop("type", None)
+            if kind not in kinds:
+                raise ValueError(f"QuantSpec: granularity {kind!r} is not of {sorted(kinds)}.")
+            sizes = {f.name for f in dataclasses.fields(kinds[kind])}
+            if set(fields) - sizes:
+                raise ValueError(f"{kind}: keys {sorted(fields)} are not of {sorted(sizes)}.")
+            data["granularity"] = kinds[kind](**fields)
+        if "scale_format" in data:
+            if data["scale_format"] not in SCALE_FORMATS:
+                raise ValueError(
+                    f"QuantSpec: scale format {data['scale_format']!r} is not of {sorted(SCALE_FORMATS)}."
+                )
+            data["scale_format"] = SCALE_FORMATS[data["scale_format"]]
+        return cls(**data | {"format": formats.get(data["format"])})

@@ -1,0 +1,180 @@
+"""`summary(model)`: every layer, how it is quantized, and what it takes."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from lowbit_jax.nn import Twin
+from lowbit_jax.qtensor import QTensor
+from lowbit_jax.surgery import layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One layer.
+
+    Attributes:
+        path: Such as `layers/0/mlp/up`.
+        layer: Class of the module.
+        scheme: How it is quantized; "float" if it is not.
+        bits: Bits a weight takes once packed, with its scales and padding; those of its dtype if float.
+        shape: Shape of its kernel, as the layer has it.
+        float_bytes: Bytes of its parameters in float32, before.
+        bytes: Bytes once packed (kernel, scales, zero points, and what stays float beside them), after.
+        weights: Weights that are quantized; 0 if it is float.
+        kernel_bytes: Bytes of the packed kernel with scales and padding; 0 if it is float.
+    """
+
+    path: str
+    layer: str
+    scheme: str
+    bits: float
+    shape: tuple[int, ...]
+    float_bytes: int
+    bytes: int
+    weights: int = 0
+    kernel_bytes: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """The rows of a model; printing it gives a table."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the float model."""
+        return self.float_bytes // 4
+
+    @property
+    def float_bytes(self) -> int:
+        """Bytes of all parameters in float32."""
+        return sum(row.float_bytes for row in self.rows)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the packed model."""
+        return sum(row.bytes for row in self.rows)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits a quantized weight takes, with scales and padding; 32 if nothing is quantized."""
+        weights = sum(row.weights for row in self.rows)
+        return sum(row.kernel_bytes for row in self.rows) * 8 / weights if weights else 32.0
+
+    def __str__(self) -> str:
+        header = ("path", "layer", "scheme", "bits", "shape", "bytes before", "after")
+        body = [
+            (
+                row.path or ".",
+                row.layer,
+                row.scheme,
+                f"{row.bits:.3g}",
+                "x".join(map(str, row.shape)),
+                f"{row.float_bytes:,}",
+                f"{row.bytes:,}",
+            )
+            for row in self.rows
+        ]
+        total = ("total", "", "", "", "", f"{self.float_bytes:,}", f"{self.bytes:,}")
+        widths = [max(map(len, column)) for column in zip(header, *body, total, strict=True)]
+        right = (False, False, False, True, False, True, True)
+
+        def line(cells: tuple[str, ...]) -> str:
+            padded = (
+                c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True)
+            )
+            return "  ".join(padded).rstrip()
+
+        rule = "  ".join("-" * w for w in widths)
+        quantized = sum(row.weights for row in self.rows)
+        last = (
+            f"{self.parameters:,} parameters; {quantized:,} weights quantized to {self.bits_per_weight:.4g} bits, "
+            f"{self.float_bytes / max(self.bytes, 1):.3g} times smaller than float32."
+        )
+        stayed = [row.path or "." for row in self.rows if row.weights == 0]
+        floats = f"Float: {', '.join(stayed)}." if stayed else "Nothing stayed float."
+        return "\n".join([line(header), rule, *map(line, body), rule, line(total), last, floats])
+
+    __repr__ = __str__
+
+
+def summary(model: nnx.Module) -> Summary:
+    """Every module that owns parameters, with path, scheme, bits, shape, and bytes before and after.
+
+    Works on float, quantized and packed models, and on abstract ones (`nnx.eval_shape`).
+    """
+    rows = []
+    for path, module in layers(model):
+        row = _twin_row(path, module) if isinstance(module, Twin) else _float_row(path, module)
+        if row is not None:
+            rows.append(row)
+    return Summary(tuple(rows))
+
+
+def _twin_row(path: str, twin: Twin) -> Row:
+    beside = _own_parameters(twin, skip=(twin.kernel_name,), prefixes=("kernel_", "input_", "output_"))
+    statistics = _own_parameters(twin, prefixes=(), only=("input_", "output_"))
+    lead = twin.kernel_variable.get_value().shape
+    if twin.scheme.weight is None:
+        size = int(np.prod(lead))
+        kernel_bytes, weights, bits = 4 * size, 0, 32.0
+    else:
+        q = _frozen(twin)
+        size = weights = q.size
+        kernel_bytes, bits = q.nbytes, q.bits_per_weight
+        stack = q.shape[: q.ndim - len(twin.view.matrix_shape)]
+        lead = (*stack, *twin.view.kernel_shape)
+    return Row(
+        path=path,
+        layer=type(twin).__name__,
+        scheme=twin.scheme.describe(),
+        bits=bits,
+        shape=tuple(lead),
+        float_bytes=4 * (size + beside),
+        bytes=kernel_bytes + 4 * (beside + statistics),
+        weights=weights,
+        kernel_bytes=kernel_bytes if weights else 0,
+    )
+
+
+def _frozen(twin: Twin) -> QTensor:
+    """The packed kernel's shapes, whether the twin's own arrays are there or abstract."""
+    graphdef, state = nnx.split(twin)
+    return jax.eval_shape(lambda state: nnx.merge(graphdef, state).freeze_kernel(), state)
+
+
+def _float_row(path: str, module: Any) -> Row | None:
+    shapes = [
+        tuple(leaf.shape)
+        for value in vars(module).values()
+        if isinstance(value, nnx.Param)
+        for leaf in jax.tree.leaves(value.get_value())
+    ]
+    if not shapes:
+        return None
+    size = sum(int(np.prod(shape)) for shape in shapes)
+    largest = max(shapes, key=lambda shape: int(np.prod(shape)))
+    return Row(path, type(module).__name__, "float", 32.0, largest, 4 * size, 4 * size)
+
+
+def _own_parameters(
+    twin: Twin,
+    *,
+    skip: tuple[str, ...] = (),
+    prefixes: tuple[str, ...],
+    only: tuple[str, ...] | None = None,
+) -> int:
+    """Elements of a twin's own variables, by the beginning of their names."""
+    return sum(
+        int(np.prod(np.shape(value.get_value())))
+        for name, value in vars(twin).items()
+        if isinstance(value, nnx.Variable)
+        and name not in skip
+        and not (prefixes and name.startswith(prefixes))
+        and (only is None or name.startswith(only))
+    )

@@ -1,0 +1,262 @@
+"""Surgery: a model in, a new model out, with layers replaced by their twins.
+
+Paths, parameter names and sharding metadata stay; only `..._scale` and similar leaves are added. The argument is
+left untouched: the new model has its own variables, which share the immutable arrays.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lowbit_jax.nn import PACKED_TWINS, TRAIN_TWINS, QuantStat, TrainTwin, Twin, to_float
+from lowbit_jax.presets import presets
+from lowbit_jax.recipe import Recipe, Rule
+from lowbit_jax.scheme import LayerScheme
+
+NORMS = (nnx.BatchNorm, nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm, nnx.InstanceNorm)
+HEAD = re.compile(r"(.*/)?(lm_)?head")
+
+
+def layers(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
+    """Every module with its path, such as `layers/0/mlp/up`; a module that is shared comes once, first path."""
+    yield from _walk(model, (), set())
+
+
+def _walk(node: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[str, Any]]:
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    yield "/".join(path), node
+    for key, child in nnx.iter_children(node):
+        if not isinstance(child, nnx.Variable):
+            yield from _walk(child, (*path, str(key)), seen)
+
+
+def is_candidate(module: Any) -> bool:
+    """Whether rules range over this module: it owns a parameter of rank >= 2 that is no bias, and is no norm."""
+    if isinstance(module, NORMS):
+        return False
+    return isinstance(module, Twin) or any(
+        isinstance(value, nnx.Param) and len(value.get_value().shape) >= 2 and not name.endswith("bias")
+        for name, value in vars(module).items()
+    )
+
+
+def is_embedding_or_head(path: str, module: Any) -> bool:
+    """What a recipe given as a string leaves float: embeddings, and a layer named `head` or `lm_head`."""
+    embedding = isinstance(module, nnx.Embed) or getattr(module, "float_class", None) is nnx.Embed
+    return embedding or HEAD.fullmatch(path) is not None
+
+
+def quantized_layers(model: nnx.Module) -> Iterator[tuple[str, Twin]]:
+    """Every quantized layer with its path."""
+    return ((path, module) for path, module in layers(model) if isinstance(module, Twin))
+
+
+def recipe_of(model: nnx.Module) -> Recipe | None:
+    """The recipe that makes this model's quantized layers from its float model; None if it is float."""
+    paths: dict[LayerScheme, list[str]] = {}
+    for path, twin in quantized_layers(model):
+        paths.setdefault(twin.scheme, []).append(re.escape(path))
+    if not paths:
+        return None
+    return Recipe(*(Rule("|".join(group), scheme) for scheme, group in paths.items()))
+
+
+def quantize_model(model: nnx.Module, recipe: Recipe | str) -> nnx.Module:
+    """A new model whose matched layers are quantized while they train.
+
+    Args:
+        model: Any NNX model; it is left untouched.
+        recipe: Rules, or the name of a preset, which then means every candidate but embeddings and head.
+
+    Returns: The model with `Q...` twins; parameter paths do not change.
+
+    Raises:
+        ValueError: A rule that matches nothing or is always shadowed, a model without candidates, a length
+            that does not split into groups, a model that is quantized already: with the path and the fix.
+        NotImplementedError: A matched layer that has no quantized twin.
+    """
+    found = {path: module for path, module in layers(model) if is_candidate(module)}
+    if twins := [path for path, module in found.items() if isinstance(module, Twin)]:
+        raise ValueError(
+            f"quantize_model: {twins[0]} and {len(twins) - 1} more layers are quantized already. "
+            "Start from the float model."
+        )
+    if isinstance(recipe, str):
+        recipe = _everything(found, recipe)
+    rules = {path: recipe.find(path) for path in found}
+    _check_rules(recipe, found, rules)
+
+    def replace(path: str, module: Any) -> Any:
+        rule = rules.get(path)
+        if rule is None or rule.scheme is None:
+            return module
+        twin = TRAIN_TWINS.get(type(module))
+        if twin is None:
+            raise NotImplementedError(
+                f"{path}: a {type(module).__name__} matched the rule {rule.path!r} but has no quantized twin; "
+                f"those with one: {sorted(c.__name__ for c in TRAIN_TWINS)}. "
+                f"Leave it float with a rule in front: Rule({re.escape(path)!r}, None)."
+            )
+        return _with_path(path, lambda: twin(module, rule.scheme))
+
+    return _rebuilt(model, replace)
+
+
+def pack_model(model: nnx.Module) -> nnx.Module:
+    """A new model whose quantized layers hold packed codes instead of float kernels.
+
+    Paths and calls are the same, and so are the results: a packed kernel dequantizes to what training saw.
+
+    Raises:
+        ValueError: No layer is quantized, a kernel holds NaN or infinities, a statistic was never calibrated.
+    """
+    if not any(isinstance(module, TrainTwin) for _, module in layers(model)):
+        raise ValueError("pack_model: no layer of this model is quantized. Call quantize_model first.")
+
+    def replace(path: str, module: Any) -> Any:
+        if not isinstance(module, TrainTwin):
+            return module
+        _check_values(path, module)
+        if module.scheme.weight is None:
+            return module
+        return _with_path(path, lambda: PACKED_TWINS[type(module)](module))
+
+    return _rebuilt(model, replace)
+
+
+def dequantize_model(model: nnx.Module) -> nnx.Module:
+    """A new float model with the values of the quantized kernels: plain Flax layers again.
+
+    Quantizers of activations are dropped.
+    """
+
+    def replace(path: str, module: Any) -> Any:
+        return to_float(module) if isinstance(module, Twin) else module
+
+    return _rebuilt(model, replace)
+
+
+def calibrate_model(
+    model: nnx.Module,
+    batches: Iterable[Any],
+    forward: Callable[[nnx.Module, Any], Any] | None = None,
+) -> nnx.Module:
+    """Updates the statistics of activations (`QuantStat`) in place, from forward passes.
+
+    Args:
+        model: A quantized model; one without statistics is returned as it is.
+        batches: What `forward` takes.
+        forward: Runs the model on a batch; default `model(batch)`.
+
+    Returns: The same model.
+    """
+    run = forward or (lambda model, batch: model(batch))
+    twins = [twin for _, twin in quantized_layers(model)]
+    if not any(isinstance(v, QuantStat) for twin in twins for v in vars(twin).values()):
+        return model
+    for twin in twins:
+        twin.calibrating = True
+    try:
+        graphdef, stats, rest = nnx.split(model, QuantStat, ...)
+
+        @jax.jit
+        def observed(stats, rest, batch):
+            copy = nnx.merge(graphdef, stats, rest)
+            run(copy, batch)
+            return nnx.state(copy, QuantStat)
+
+        for batch in batches:
+            stats = observed(stats, rest, batch)
+        nnx.update(model, stats)
+    finally:
+        for twin in twins:
+            twin.calibrating = False
+    return model
+
+
+def _rebuilt(model: nnx.Module, replace: Callable[[str, Any], Any]) -> nnx.Module:
+    """A clone (new variables, same arrays) in which `replace` was applied to every module, children first."""
+    done: dict[int, Any] = {}
+
+    def visit(node: Any, path: tuple[str, ...]) -> Any:
+        if id(node) in done:
+            return done[id(node)]
+        done[id(node)] = node  # a cycle finds the node itself
+        for key, child in list(nnx.iter_children(node)):
+            if isinstance(child, nnx.Variable):
+                continue
+            new = visit(child, (*path, str(key)))
+            if new is not child:
+                _assign(node, key, new)
+        done[id(node)] = replace("/".join(path), node)
+        return done[id(node)]
+
+    return visit(nnx.clone(model), ())
+
+
+def _assign(node: Any, key: Any, value: Any) -> None:
+    if isinstance(node, list | dict | nnx.List | nnx.Dict) or isinstance(key, int):
+        node[key] = value
+    else:
+        setattr(node, key, value)
+
+
+def _everything(found: dict[str, Any], preset: str) -> Recipe:
+    scheme = presets[preset]
+    paths = [path for path, module in found.items() if not is_embedding_or_head(path, module)]
+    if not paths:
+        raise ValueError(
+            f"quantize_model: the preset {preset!r} means every layer but embeddings and head, and this model "
+            f"has no other: {sorted(found) or 'no layer with a weight matrix'}. Give a Recipe."
+        )
+    return Recipe(Rule("|".join(map(re.escape, paths)), scheme))
+
+
+def _check_rules(recipe: Recipe, found: dict[str, Any], chosen: dict[str, Rule | None]) -> None:
+    used = {id(rule) for rule in chosen.values() if rule is not None}
+    for rule in recipe.rules:
+        if id(rule) in used:
+            continue
+        if shadowed := [path for path in found if rule.matches(path)]:
+            first = chosen[shadowed[0]]
+            assert first is not None
+            raise ValueError(
+                f"the rule {rule.path!r} never decides: every layer it matches is taken by an earlier rule "
+                f"({shadowed[0]} by {first.path!r}). Put the more special rule first, or remove one."
+            )
+        near = difflib.get_close_matches(rule.path, found, n=5, cutoff=0.0)
+        raise ValueError(
+            f"the rule {rule.path!r} matches no layer. Nearest paths: {near}. A pattern must match the "
+            "whole path; lb.summary(model) prints all of them."
+        )
+
+
+def _check_values(path: str, module: TrainTwin) -> None:
+    for name, variable in vars(module).items():
+        if not isinstance(variable, nnx.Variable):
+            continue
+        for leaf in jax.tree.leaves(variable.get_value()):
+            if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and (
+                jnp.issubdtype(leaf.dtype, jnp.floating) and not bool(jnp.isfinite(leaf).all())
+            ):
+                if isinstance(variable, QuantStat):
+                    raise ValueError(
+                        f"{path}/{name}: this range was never calibrated (or saw NaN). "
+                        "Run lb.calibrate_model(model, batches) before packing."
+                    )
+                bad = int(leaf.size - jnp.isfinite(leaf).sum())
+                raise ValueError(f"{path}/{name}: {bad} of {leaf.size} values are NaN or infinite.")
+
+
+def _with_path(path: str, make: Callable[[], Any]) -> Any:
+    try:
+        return make()
+    except (ValueError, NotImplementedError) as error:
+        raise type(error)(f"{path}: {error}") from None

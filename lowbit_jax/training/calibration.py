@@ -1,0 +1,37 @@
+"""Calibrating static activation statistics now and then, on the batch about to be trained on.
+
+Dynamic activation quantizers (per token) have no statistics, and most models none at all. NVFP4's activations keep the
+global scale of each layer, which must be found before the first step and follows the activations from then on.
+"""
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+import lowbit_jax as lb
+from lowbit_jax.training.step import TrainState
+
+
+class Calibration:
+    """Says when statistics are due, and updates those of a state.
+
+    Args:
+        graphdef: Of the model.
+        state: Of the model; tells whether it has any lb.QuantStat at all.
+        every: Steps between two calibrations.
+    """
+
+    def __init__(self, graphdef: Any, state: TrainState, every: int):
+        self._graphdef, self._every = graphdef, every
+        self._needed = bool(jax.tree.leaves(nnx.filter_state(state.rest, lb.QuantStat)))
+
+    def due(self, step: int) -> bool:
+        """Whether to calibrate before the step that follows `step` finished ones."""
+        return self._needed and step % self._every == 0
+
+    def __call__(self, state: TrainState, windows: Any) -> TrainState:
+        """The state with the statistics of one batch [batch, length + 1]; parameters stay as they are."""
+        model = nnx.merge(self._graphdef, state.params, state.rest)
+        model = lb.calibrate_model(model, [windows[:, :-1]])
+        return state._replace(rest=nnx.split(model, nnx.Param, ...)[2])

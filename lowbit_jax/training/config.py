@@ -1,0 +1,342 @@
+"""What one training run is, as data: mutable dataclasses, so that `--config.optim.lr=3e-4` can set a field.
+
+Fields hold plain ints, floats, strings and booleans only: a config is one JSON object, two configs
+can be compared field by field, and a wrong value is refused by `validate` before anything is written.
+"""
+
+import dataclasses
+import difflib
+from typing import Any, Self
+
+from lowbit_jax.models import DecoderConfig
+
+SCHEDULES = ("cosine", "two_stage", "constant")
+
+
+@dataclasses.dataclass(kw_only=True)
+class ModelConfig:
+    """The decoder's sizes; vocabulary and compute dtype come from the tokenizer and the run.
+
+    head_dim: Features of one head; 0: dim // heads.
+    max_length: Longest context of the model, in tokens; prompts and samples have to fit as well.
+    stacked: Layers as one scanned stack: compiles in constant time, wants one scheme for all layers.
+    """
+
+    dim: int = 256
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 4
+    ffn_dim: int = 640
+    head_dim: int = 0
+    max_length: int = 512
+    tied: bool = False
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    sub_norm: bool = False
+    stacked: bool = False
+
+
+@dataclasses.dataclass(kw_only=True)
+class DataConfig:
+    """Where the text comes from and how it becomes tokens.
+
+    source: "stdlib", "text:GLOB" or "hf:NAME[:CONFIG]".
+    tokenizer: "bytes", "file:PATH" or "train:VOCAB" (trained on the corpus).
+    separator: The string between two documents.
+    valid_fraction: Share of documents held out, where the source brings no split of its own.
+    """
+
+    source: str = "stdlib"
+    tokenizer: str = "bytes"
+    separator: str = "\n\n"
+    valid_fraction: float = 0.05
+
+
+@dataclasses.dataclass(kw_only=True)
+class OptimConfig:
+    """AdamW and its schedule.
+
+    lr: Peak learning rate.
+    warmup: Steps of linear warm-up, starting from lr / warmup; 0: none.
+    schedule: "cosine" (to `final_lr` of the peak), "two_stage" (see training/schedule.py) or "constant".
+    final_lr: Learning rate of the last step, as a share of the peak.
+    stage2_lr, stage2_decay: What the second half multiplies learning rate and weight decay by
+        ("two_stage" only).
+    clip: Largest global gradient norm; 0: no clipping.
+    scale_lr: Multiplies the learning rate of learned quantizer scales (`*_scale`).
+    """
+
+    lr: float = 3e-3
+    warmup: int = 100
+    schedule: str = "cosine"
+    final_lr: float = 0.05
+    stage2_lr: float = 0.5
+    stage2_decay: float = 0.0
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    clip: float = 1.0
+    scale_lr: float = 1.0
+
+
+@dataclasses.dataclass(kw_only=True)
+class MeshConfig:
+    """Devices along each mesh axis; at most one may be -1: all that are left."""
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(kw_only=True)
+class DistillConfig:
+    """Knowledge distillation (arXiv:1503.02531): off while `teacher` is empty.
+
+    teacher: A float checkpoint: a run folder, its `packed/`, or any lb.checkpoint folder.
+    temperature: Softens both distributions.
+    weight: Share of the loss that the teacher's divergence gets; the labels get the rest.
+    """
+
+    teacher: str = ""
+    temperature: float = 2.0
+    weight: float = 0.5
+
+
+@dataclasses.dataclass(kw_only=True)
+class TrainConfig:
+    """One run: `train(config, workdir)` reads nothing else.
+
+    recipe: A preset's name, "pattern=preset;pattern=preset", recipe JSON, or "" for float.
+    batch: Sequences of one update, over all devices and all `accumulate` parts.
+    length: Tokens of one training sequence.
+    accumulate: Parts the batch is cut into, one after the other, to save memory.
+    calibrate_every: Steps between calibrations of static activation statistics, where there are any.
+    eval_batches: Validation batches of one evaluation while training.
+    final_batches: Validation batches of the evaluation at the end; 0: the whole split.
+    init_from: A float checkpoint to start from; "": random weights.
+    """
+
+    name: str = "run"
+    recipe: str = ""
+    steps: int = 1500
+    batch: int = 8
+    length: int = 128
+    accumulate: int = 1
+    dtype: str = "float32"
+    seed: int = 0
+    log_every: int = 25
+    eval_every: int = 250
+    eval_batches: int = 16
+    final_batches: int = 64
+    checkpoint_every: int = 250
+    calibrate_every: int = 200
+    init_from: str = ""
+    sample_prompt: str = "def "
+    sample_length: int = 200
+    sample_temperature: float = 0.8
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    distill: DistillConfig = dataclasses.field(default_factory=DistillConfig)
+
+    def variant(self, name: str, **variants: dict[str, Any]) -> Self:
+        """This config at another size, named `<name>_<variant>`; "" is the config itself.
+
+        Every config has "smoke" (a minute on two cores) and "pod" (the real size);
+        keyword arguments add to these or to new ones: `variant(name, smoke={"optim.lr": 1e-3})`.
+        """
+        if not name:
+            return self
+        known = {key: VARIANTS.get(key, {}) for key in (*VARIANTS, *variants)}
+        if name not in known:
+            raise ValueError(
+                f"{self.name} has no variant {name!r}; it has: "
+                f"{', '.join(nearest(name, sorted(known)))} (and none, for the laptop)."
+            )
+        config = self.replace({**known[name], **variants.get(name, {})})
+        config.name = f"{self.name}_{name}"
+        return config
+
+    def replace(self, changes: dict[str, Any]) -> Self:
+        """A copy with the fields of dotted path set: `replace({"optim.lr": 1e-3})`."""
+        copy = from_dict(to_dict(self))
+        for path, value in changes.items():
+            *parents, last = path.split(".")
+            holder = copy
+            for part in parents:
+                holder = getattr(holder, check_field(holder, part, path))
+            setattr(holder, check_field(holder, last, path), value)
+        return copy
+
+
+# "smoke" proves the machinery; its numbers mean nothing. "pod" is GPT-2 small's size on WikiText-103.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "smoke": {
+        "model.dim": 64,
+        "model.layers": 3,
+        "model.heads": 2,
+        "model.kv_heads": 2,
+        "model.ffn_dim": 192,
+        "length": 64,
+        "steps": 60,
+        "optim.warmup": 10,
+        "log_every": 10,
+        "eval_every": 30,
+        "eval_batches": 2,
+        "final_batches": 8,
+        "checkpoint_every": 30,
+        "calibrate_every": 30,
+    },
+    "pod": {
+        "model.dim": 768,
+        "model.layers": 12,
+        "model.heads": 12,
+        "model.kv_heads": 12,
+        "model.ffn_dim": 2048,
+        "model.max_length": 2048,
+        "model.tied": True,
+        "model.stacked": True,
+        "data.source": "hf:Salesforce/wikitext:wikitext-103-raw-v1",
+        "data.tokenizer": "train:50304",
+        "mesh.data": 1,
+        "mesh.fsdp": -1,
+        "dtype": "bfloat16",
+        "batch": 512,
+        "length": 1024,
+        "steps": 10000,
+        "optim.warmup": 500,
+        "optim.lr": 1e-3,
+        "log_every": 50,
+        "eval_every": 500,
+        "eval_batches": 8,
+        "final_batches": 0,
+        "checkpoint_every": 1000,
+        "sample_prompt": "The ",
+    },
+}
+
+
+def nearest(name: str, candidates: list[str]) -> list[str]:
+    """`candidates`, the likeliest to be meant by `name` first."""
+    return sorted(
+        candidates, key=lambda c: difflib.SequenceMatcher(None, name, c).ratio(), reverse=True
+    )
+
+
+def check_field(holder: Any, field: str, path: str = "") -> str:
+    """`field`, if the dataclass `holder` has it; else a ValueError that lists what it has."""
+    if not dataclasses.is_dataclass(holder):
+        raise ValueError(f"{path or field}: a {type(holder).__name__} has no field {field!r}.")
+    names = [f.name for f in dataclasses.fields(holder)]
+    if field not in names:
+        raise ValueError(
+            f"{path or field}: {type(holder).__name__} has no field {field!r}; "
+            f"it has: {', '.join(nearest(field, names))}."
+        )
+    return field
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """The config as nested plain values, for JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any]) -> TrainConfig:
+    """The inverse of `to_dict`; an unknown field is a ValueError that lists the known ones."""
+    return _build(TrainConfig, values, "")
+
+
+def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
+    result = cls()
+    for name, value in values.items():
+        check_field(result, name, prefix + name)
+        nested = isinstance(value, dict)
+        setattr(
+            result,
+            name,
+            _build(type(getattr(result, name)), value, f"{prefix}{name}.") if nested else value,
+        )
+    return result
+
+
+def flatten(config: TrainConfig) -> dict[str, Any]:
+    """Dotted path -> value."""
+    flat: dict[str, Any] = {}
+
+    def visit(prefix: str, values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            if isinstance(value, dict):
+                visit(f"{prefix}{name}.", value)
+            else:
+                flat[prefix + name] = value
+
+    visit("", to_dict(config))
+    return flat
+
+
+def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
+    """The fields in which two configs differ, as `path: old -> new`."""
+    was, now = flatten(old), flatten(new)
+    return [f"{path}: {was[path]!r} -> {now[path]!r}" for path in now if was[path] != now[path]]
+
+
+def validate(config: TrainConfig) -> None:
+    """Refuses values that cannot train, before anything is written.
+
+    Raises: ValueError: with every wrong field on its own line.
+    """
+    optim, distill = config.optim, config.distill
+    positive = ("steps", "batch", "length", "accumulate", "log_every", "eval_every", "eval_batches")
+    positive += ("checkpoint_every", "calibrate_every")
+    checks = [(getattr(config, f) > 0, f"{f}={getattr(config, f)}: must be > 0") for f in positive]
+    checks.append(_check_model(config))
+    checks += [
+        (
+            optim.schedule in SCHEDULES,
+            f"optim.schedule={optim.schedule!r}: one of {', '.join(SCHEDULES)}",
+        ),
+        (optim.lr > 0, f"optim.lr={optim.lr}: must be > 0"),
+        (
+            0 <= optim.warmup < max(config.steps, 1),
+            f"optim.warmup={optim.warmup}: must be in [0, steps), and steps={config.steps}",
+        ),
+        (optim.clip >= 0, f"optim.clip={optim.clip}: must be >= 0 (0: no clipping)"),
+        (
+            config.length <= config.model.max_length,
+            f"length={config.length}: longer than the model's context, "
+            f"model.max_length={config.model.max_length}",
+        ),
+        (
+            config.accumulate < 1 or config.batch % config.accumulate == 0,
+            f"batch={config.batch}: does not split into accumulate={config.accumulate} parts",
+        ),
+        (
+            0 < config.data.valid_fraction < 1,
+            f"data.valid_fraction={config.data.valid_fraction}: must be in (0, 1)",
+        ),
+        (config.final_batches >= 0, f"final_batches={config.final_batches}: must be >= 0"),
+        (config.sample_length >= 0, f"sample_length={config.sample_length}: must be >= 0"),
+        (distill.temperature > 0, f"distill.temperature={distill.temperature}: must be > 0"),
+        (0 <= distill.weight <= 1, f"distill.weight={distill.weight}: must be in [0, 1]"),
+    ]
+    if wrong := [message for fine, message in checks if not fine]:
+        raise ValueError("config: " + "\n  ".join(wrong))
+
+
+def decoder_config(config: TrainConfig, vocab: int) -> DecoderConfig:
+    """The model's own configuration. Raises: ValueError: sizes that no model can have."""
+    sizes = dataclasses.asdict(config.model)
+    sizes["head_dim"] = sizes["head_dim"] or None
+    return DecoderConfig(vocab=vocab, dtype=config.dtype, **sizes)
+
+
+def _check_model(config: TrainConfig) -> tuple[bool, str]:
+    try:
+        decoder_config(config, vocab=1)
+    except ValueError as error:
+        return False, f"model: {error}"
+    return True, ""
