@@ -1,8 +1,9 @@
-"""The float twin: the same 3 M byte model without quantization, what every low-bit card is measured against.
+"""The float twin: the same 3 M byte model unquantized, what every low-bit card is measured against.
 
     uv run python -m experiments.train --config float.py
 
-Model: decoder, 4 layers, width 256, SwiGLU 640, bytes as tokens; text: the standard library's own source; AdamW, cosine.
+Model: decoder, 4 layers, width 256, SwiGLU 640, bytes as tokens; text: the standard library's own
+    source; AdamW, cosine.
 """
 
 from lowbit_jax.training.config import OptimConfig, TrainConfig

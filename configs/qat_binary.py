@@ -1,9 +1,9 @@
-"""Binary weights with a scale per matrix, after BinaryConnect and XNOR-Net (arXiv:1511.00363, arXiv:1603.05279).
+"""Binary weights with a scale per matrix, after XNOR-Net (arXiv:1603.05279).
 
     uv run python -m experiments.train --config qat_binary.py
 
-Weights: {-1, 1} times mean |w|; activations stay float (--config.recipe=w1a8: int8 per token; w1a16_pc: a scale per
-output). Embedding and head stay float.
+Weights: {-1, 1} times mean |w|; activations stay float (--config.recipe=w1a8: int8 per token;
+w1a16_pc: a scale per output). Embedding and head stay float.
 """
 
 from lowbit_jax.training.config import OptimConfig, TrainConfig

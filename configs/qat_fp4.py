@@ -2,8 +2,9 @@
 
     uv run python -m experiments.train --config qat_fp4.py
 
-By a field: --config.recipe=nvfp4 (activations as well, with a calibrated factor: see `calibrate_every`),
-mxfp4a16 (an e8m0 scale per 32; OCP Microscaling v1.0, arXiv:2310.10537), mxfp4 (both).
+By a field: --config.recipe=nvfp4 (activations as well, with a calibrated factor: see
+`calibrate_every`), mxfp4a16 (an e8m0 scale per 32; OCP Microscaling v1.0, arXiv:2310.10537), mxfp4
+(both).
 """
 
 from lowbit_jax.training.config import OptimConfig, TrainConfig

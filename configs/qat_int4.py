@@ -2,8 +2,10 @@
 
     uv run python -m experiments.train --config qat_int4.py
 
-Weights: -8 .. 7 times a scale per 32 inputs of an output; the scale is a parameter without weight decay, which moves with
-`optim.scale_lr` times the learning rate. Activations stay float. Absmax instead: --config.recipe=w4a16_g32.
+Weights: -8 .. 7 times a scale per 32 inputs of an output; the scale is a parameter without weight
+    decay, which moves with
+`optim.scale_lr` times the learning rate. Activations stay float. Absmax instead:
+--config.recipe=w4a16_g32.
 """
 
 from lowbit_jax.training.config import OptimConfig, TrainConfig

@@ -2,9 +2,10 @@
 
     uv run python -m experiments.train --config qat_ternary.py
 
-Weights: {-1, 0, 1} times mean |w| of the matrix; activations: int8 with a scale per token; embedding and head stay float.
-The paper's finding is that ternary wants a higher learning rate than float; its two-stage schedule is
---config.optim.schedule=two_stage. Distillation from a float run: --config.distill.teacher=runs/float.
+Weights: {-1, 0, 1} times mean |w| of the matrix; activations: int8 with a scale per token;
+embedding and head stay float. The paper's finding is that ternary wants a higher learning rate than
+float; its two-stage schedule is --config.optim.schedule=two_stage. Distillation from a float run:
+--config.distill.teacher=runs/float.
 """
 
 from lowbit_jax.training.config import OptimConfig, TrainConfig

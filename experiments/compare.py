@@ -1,4 +1,7 @@
-"""Runs side by side, as Markdown and PNG: python -m experiments.compare runs/float runs/qat_ternary --out runs/compare"""
+"""Runs side by side, as Markdown and PNG.
+
+python -m experiments.compare runs/float runs/qat_ternary --out runs/compare
+"""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Finds what `--config NAME.py[:variant]` means, before ml_collections reads it.
 
-ml_collections' own parser takes a missing file for an empty config, and says of a wrong variant or field only
-that it is wrong; here each is a message that lists what there is.
+ml_collections' own parser takes a missing file for an empty config, and says of a wrong variant or
+field only that it is wrong; here each is a message that lists what there is.
 """
 
 import importlib.util
@@ -50,7 +50,7 @@ def load(name: str, variant: str = "") -> Any:
 
 
 def resolve(argv: Sequence[str], flag: str = "config") -> list[str]:
-    """`argv` with the config's name replaced by its path, after checking file, variant and overridden fields.
+    """`argv` with the config's path instead of its name; file, variant and fields are checked.
 
     Raises: ValueError: One of them is wrong, or there is no `--config` at all.
     """
@@ -74,7 +74,8 @@ def _find_flag(argv: list[str], flag: str) -> tuple[int, str]:
         if re.fullmatch(rf"--?{flag}", arg) and index + 1 < len(argv):
             return index, argv.pop(index + 1)
     raise ValueError(
-        f"--{flag} is missing, such as --{flag} qat_ternary.py; there are: {', '.join(available())}. "
+        f"--{flag} is missing, such as --{flag} qat_ternary.py; there are: "
+        f"{', '.join(available())}. "
         "A variant follows after a colon: qat_ternary.py:smoke."
     )
 

@@ -1,4 +1,7 @@
-"""How well a model predicts text: python -m experiments.evaluate --checkpoint runs/qat_ternary --source 'text:*.md'"""
+"""How well a model predicts text.
+
+python -m experiments.evaluate --checkpoint runs/qat_ternary --source 'text:*.md'
+"""
 
 import json
 from collections.abc import Sequence

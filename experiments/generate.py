@@ -1,4 +1,7 @@
-"""Text from a model, as it comes: python -m experiments.generate --checkpoint runs/qat_ternary --prompt "def " """
+"""Text from a model, as it comes.
+
+python -m experiments.generate --checkpoint runs/qat_ternary --prompt "def "
+"""
 
 from collections.abc import Sequence
 

@@ -21,7 +21,8 @@ _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Start jax.distributed first: one process per host of a pod or Slurm job."
 )
 
-# What the library raises for wrong input and for things that happen to a run; anything else is a bug and keeps its traceback.
+# What the library raises for wrong input and for things that happen to a run; anything else is a
+# bug and keeps its traceback.
 EXPECTED = (
     ValueError,
     NotImplementedError,
@@ -53,7 +54,7 @@ def run(
 def main_errors(
     main: Callable[[Sequence[str]], Any], *, takes_arguments: bool = False
 ) -> Callable[[Sequence[str]], None]:
-    """`main`, leaving with one message and exit code 1 on an expected error, 128 + n on signal n."""
+    """`main`, leaving with one message: code 1 on an expected error, 128 + n on signal n."""
 
     @functools.wraps(main)
     def guarded(argv: Sequence[str]) -> None:

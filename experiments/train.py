@@ -1,7 +1,9 @@
-"""Trains what one config says, packs it and reports: python -m experiments.train --config qat_ternary.py
+"""Trains what one config says, packs it and reports.
 
-Any field can be set: --config.optim.lr=1e-3. Variants: qat_ternary.py:smoke, qat_ternary.py:pod. An unfinished run in the
-workdir is resumed.
+    python -m experiments.train --config qat_ternary.py
+
+Any field can be set: --config.optim.lr=1e-3. Variants: qat_ternary.py:smoke, qat_ternary.py:pod.
+An unfinished run in the workdir is resumed.
 """
 
 from collections.abc import Sequence

@@ -7,11 +7,13 @@
 | w4a16_lsq, w3a16_lsq, w2a16_lsq, _g32 .. | learned scales (LSQ) per channel or group | float |
 | w1_58a16, w1_58a8, _pc | ternary, absmean per tensor, or channel (BitNet b1.58) | float, int8 per token |
 | w1a16, w1a8, _pc | sign times mean magnitude per tensor, or channel | float, int8 per token |
+| w8a8_int8, w4a8_int8, w1_58a8_int8, w1a8_int8, .._pc_int8 | as without `_int8`, multiplied as int8 integers in the forward pass | |
 | nvfp4a16, nvfp4 | e2m1, e4m3 scale per 16, float32 factor per tensor | float, the same, calibrated |
 | mxfp4a16, mxfp4 | e2m1, e8m0 scale per 32 | float, the same |
 | nf4_g64 | NormalFloat4, absmax per 64 | float |
 """
 
+import dataclasses
 import difflib
 from collections.abc import Iterator, Mapping
 from typing import Final
@@ -62,7 +64,7 @@ def _integers() -> Iterator[tuple[str, LayerScheme]]:
         ("w4a8", formats.INT4, _A8),
         ("w4a4", formats.INT4, _A4),
     ):
-        yield name, LayerScheme(weight=Absmax(QuantSpec(format=fmt)), input=activations)
+        yield from _with_int8(name, LayerScheme(weight=Absmax(QuantSpec(format=fmt)), input=activations))
 
 
 def _papers() -> Iterator[tuple[str, LayerScheme]]:
@@ -70,7 +72,12 @@ def _papers() -> Iterator[tuple[str, LayerScheme]]:
         for suffix, granularity in (("", PerTensor()), ("_pc", PerChannel())):
             weight = AbsMean(QuantSpec(format=fmt, granularity=granularity))
             yield f"w{bits}a16{suffix}", LayerScheme(weight=weight)
-            yield f"w{bits}a8{suffix}", LayerScheme(weight=weight, input=_A8)
+            yield from _with_int8(f"w{bits}a8{suffix}", LayerScheme(weight=weight, input=_A8))
+
+
+def _with_int8(name: str, scheme: LayerScheme) -> Iterator[tuple[str, LayerScheme]]:
+    yield name, scheme
+    yield f"{name}_int8", dataclasses.replace(scheme, product="int8")
 
 
 def _floats() -> Iterator[tuple[str, LayerScheme]]:

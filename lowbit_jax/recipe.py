@@ -32,6 +32,11 @@ class Rule:
             re.compile(self.path)
         except re.error as error:
             raise ValueError(f"Rule: {self.path!r} is no regular expression: {error}.") from None
+        if not (self.scheme is None or isinstance(self.scheme, str | LayerScheme)):
+            raise ValueError(
+                f"Rule({self.path!r}): the scheme {self.scheme!r} is neither a LayerScheme, a "
+                "preset's name nor None."
+            )
         if isinstance(self.scheme, str):
             object.__setattr__(self, "scheme", presets[self.scheme])
 
@@ -74,8 +79,9 @@ class Recipe:
             raise ValueError(f"Recipe: keys {sorted(data)} are not ['rules', 'schema'].")
         rules = []
         for rule in data["rules"]:
-            if set(rule) != {"path", "scheme"}:
-                raise ValueError(f"Recipe: a rule has keys {sorted(rule)}, not ['path', 'scheme'].")
+            if not isinstance(rule, dict) or set(rule) != {"path", "scheme"}:
+                found = sorted(rule) if isinstance(rule, dict) else rule
+                raise ValueError(f"Recipe: a rule has keys {found}, not ['path', 'scheme'].")
             scheme = rule["scheme"]
             if isinstance(scheme, dict):
                 scheme = LayerScheme.from_dict(scheme)

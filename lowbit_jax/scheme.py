@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Any, Literal
 
-from lowbit_jax.quantizers import Quantizer, from_dict
+from lowbit_jax.quantizers import LSQ, Quantizer, StaticAbsmax, from_dict
+from lowbit_jax.spec import Block, PerTensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,8 +16,13 @@ class LayerScheme:
         input: Quantizer of the activations that enter, [..., K].
         output: Quantizer of the activations that leave, [..., N].
         product: "float" multiplies the dequantized operands; "int8" multiplies the codes of linear
-            and einsum layers as integers in the forward pass (both sides symmetric integers of at most 8
-            bits, the kernel with one scale per tensor or channel), with unchanged gradients.
+            and einsum layers as integers in the forward pass (both sides symmetric integers of at
+            most 8 bits, the kernel with one scale per tensor or channel), with unchanged gradients.
+
+    Raises:
+        ValueError: Nothing to quantize, an unknown product, a kernel per token or with a calibrated
+            range, activations in blocks of a matrix.
+        NotImplementedError: A learned range of activations.
     """
 
     weight: Quantizer | None = None
@@ -29,6 +35,11 @@ class LayerScheme:
             raise ValueError("LayerScheme: nothing to quantize; a float layer's scheme is None.")
         if self.product not in ("float", "int8"):
             raise ValueError(f"LayerScheme: product={self.product!r} is not of ['float', 'int8'].")
+        if self.weight is not None:
+            _check_kernel(self.weight)
+        for part, quantizer in (("input", self.input), ("output", self.output)):
+            if quantizer is not None:
+                _check_activations(part, quantizer)
 
     def to_dict(self) -> dict[str, Any]:
         """The scheme as JSON-able values; parts that are None and the float product are left out."""
@@ -53,3 +64,30 @@ class LayerScheme:
         ]
         text = ", ".join(f"{name}{type(q).__name__} {q.spec.describe()}" for name, q in parts)
         return text if self.product == "float" else f"{text}, int8 product"
+
+
+def _check_kernel(quantizer: Quantizer) -> None:
+    if isinstance(quantizer, StaticAbsmax):
+        raise ValueError(
+            "LayerScheme: weight=StaticAbsmax: a calibrated range is for activations, and no kernel "
+            "is ever calibrated. Use Absmax, whose range follows the kernel."
+        )
+    if not isinstance(quantizer.spec.granularity, Block):
+        raise ValueError(
+            f"LayerScheme: a kernel is a matrix [K, N], and cannot have scales "
+            f"{quantizer.spec.granularity.describe()}. Use PerTensor(), PerChannel() or PerGroup(size)."
+        )
+
+
+def _check_activations(part: str, quantizer: Quantizer) -> None:
+    if isinstance(quantizer, LSQ):
+        raise NotImplementedError(
+            f"LayerScheme: {part}=LSQ: a learned range of activations has no data to start from here. "
+            "Use Absmax per token, or StaticAbsmax, which is calibrated."
+        )
+    granularity = quantizer.spec.granularity
+    if isinstance(granularity, Block) and granularity != PerTensor():
+        raise ValueError(
+            f"LayerScheme: {part} {granularity.describe()}: blocks of a matrix would run over the "
+            "tokens of a batch. Use PerToken(), PerToken(size) or PerTensor()."
+        )

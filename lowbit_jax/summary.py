@@ -23,7 +23,8 @@ class Row:
         bits: Bits a weight takes once packed, with its scales and padding; those of its dtype if float.
         shape: Shape of its kernel, as the layer has it.
         float_bytes: Bytes of its parameters in float32, before.
-        bytes: Bytes once packed (kernel, scales, zero points, and what stays float beside them), after.
+        bytes: Bytes once packed, after: kernel, scales, zero points, and what stays float beside
+            them, in its own dtype.
         weights: Weights that are quantized; 0 if it is float.
         kernel_bytes: Bytes of the packed kernel with scales and padding; 0 if it is float.
     """
@@ -117,12 +118,15 @@ def summary(model: nnx.Module) -> Summary:
 
 
 def _twin_row(path: str, twin: Twin) -> Row:
-    beside = _own_parameters(twin, skip=(twin.kernel_name,), prefixes=("kernel_", "input_", "output_"))
-    statistics = _own_parameters(twin, prefixes=(), only=("input_", "output_"))
-    lead = twin.kernel_variable.get_value().shape
+    own = {name: v.get_value() for name, v in vars(twin).items() if isinstance(v, nnx.Variable)}
+    kernel = own.pop(twin.kernel_name)
+    kept = [value for name, value in own.items() if not name.startswith("kernel_")]
+    added = ("kernel_", "input_", "output_")
+    beside = sum(_size(value) for name, value in own.items() if not name.startswith(added))
+    lead = kernel.shape
     if twin.scheme.weight is None:
-        size = int(np.prod(lead))
-        kernel_bytes, weights, bits = 4 * size, 0, 32.0
+        size, weights, bits = _size(kernel), 0, 8.0 * kernel.dtype.itemsize
+        kernel_bytes = _bytes(kernel)
     else:
         q = _frozen(twin)
         size = weights = q.size
@@ -136,7 +140,7 @@ def _twin_row(path: str, twin: Twin) -> Row:
         bits=bits,
         shape=tuple(lead),
         float_bytes=4 * (size + beside),
-        bytes=kernel_bytes + 4 * (beside + statistics),
+        bytes=kernel_bytes + sum(map(_bytes, kept)),
         weights=weights,
         kernel_bytes=kernel_bytes if weights else 0,
     )
@@ -149,32 +153,29 @@ def _frozen(twin: Twin) -> QTensor:
 
 
 def _float_row(path: str, module: Any) -> Row | None:
-    shapes = [
-        tuple(leaf.shape)
+    leaves = [
+        leaf
         for value in vars(module).values()
         if isinstance(value, nnx.Param)
         for leaf in jax.tree.leaves(value.get_value())
     ]
-    if not shapes:
+    if not leaves:
         return None
-    size = sum(int(np.prod(shape)) for shape in shapes)
-    largest = max(shapes, key=lambda shape: int(np.prod(shape)))
-    return Row(path, type(module).__name__, "float", 32.0, largest, 4 * size, 4 * size)
-
-
-def _own_parameters(
-    twin: Twin,
-    *,
-    skip: tuple[str, ...] = (),
-    prefixes: tuple[str, ...],
-    only: tuple[str, ...] | None = None,
-) -> int:
-    """Elements of a twin's own variables, by the beginning of their names."""
-    return sum(
-        int(np.prod(np.shape(value.get_value())))
-        for name, value in vars(twin).items()
-        if isinstance(value, nnx.Variable)
-        and name not in skip
-        and not (prefixes and name.startswith(prefixes))
-        and (only is None or name.startswith(only))
+    largest = max(leaves, key=_size)
+    return Row(
+        path=path,
+        layer=type(module).__name__,
+        scheme="float",
+        bits=8.0 * largest.dtype.itemsize,
+        shape=tuple(largest.shape),
+        float_bytes=4 * sum(map(_size, leaves)),
+        bytes=sum(map(_bytes, leaves)),
     )
+
+
+def _size(leaf: Any) -> int:
+    return int(np.prod(leaf.shape))
+
+
+def _bytes(leaf: Any) -> int:
+    return _size(leaf) * leaf.dtype.itemsize

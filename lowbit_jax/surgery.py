@@ -20,6 +20,7 @@ from lowbit_jax.scheme import LayerScheme
 
 NORMS = (nnx.BatchNorm, nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm, nnx.InstanceNorm)
 HEAD = re.compile(r"(.*/)?(lm_)?head")
+_PLAIN = (dict, list, tuple)
 
 
 def layers(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
@@ -31,10 +32,25 @@ def _walk(node: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[st
     if id(node) in seen:
         return
     seen.add(id(node))
-    yield "/".join(path), node
-    for key, child in nnx.iter_children(node):
-        if not isinstance(child, nnx.Variable):
-            yield from _walk(child, (*path, str(key)), seen)
+    if not isinstance(node, _PLAIN):
+        yield "/".join(path), node
+    for key, child in _children(node):
+        yield from _walk(child, (*path, str(key)), seen)
+
+
+def _children(node: Any) -> Iterator[tuple[Any, Any]]:
+    """Modules directly inside a node, and plain containers (`nnx.data`), which Flax passes over."""
+    if isinstance(node, _PLAIN):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            if isinstance(value, (nnx.Pytree, *_PLAIN)) and not isinstance(value, nnx.Variable):
+                yield key, value
+        return
+    for key, value in nnx.iter_children(node):
+        if not isinstance(value, nnx.Variable):
+            yield key, value
+    for key, value in vars(node).items():
+        if isinstance(value, _PLAIN):
+            yield key, value
 
 
 def is_candidate(module: Any) -> bool:
@@ -189,23 +205,37 @@ def _rebuilt(model: nnx.Module, replace: Callable[[str, Any], Any]) -> nnx.Modul
         if id(node) in done:
             return done[id(node)]
         done[id(node)] = node  # a cycle finds the node itself
-        for key, child in list(nnx.iter_children(node)):
-            if isinstance(child, nnx.Variable):
-                continue
+        changed = {}
+        for key, child in list(_children(node)):
             new = visit(child, (*path, str(key)))
             if new is not child:
-                _assign(node, key, new)
-        done[id(node)] = replace("/".join(path), node)
+                changed[key] = new
+        if isinstance(node, _PLAIN):
+            done[id(node)] = _with_items(node, changed)
+        else:
+            for key, value in changed.items():
+                _assign(node, key, value)
+            done[id(node)] = replace("/".join(path), node)
         return done[id(node)]
 
     return visit(nnx.clone(model), ())
 
 
+def _with_items(node: Any, changed: dict[Any, Any]) -> Any:
+    """A plain container with some items replaced."""
+    if not changed:
+        return node
+    if isinstance(node, dict):
+        return type(node)({**node, **changed})
+    items = [changed.get(i, item) for i, item in enumerate(node)]
+    return type(node)(*items) if hasattr(node, "_fields") else type(node)(items)
+
+
 def _assign(node: Any, key: Any, value: Any) -> None:
-    if isinstance(node, list | dict | nnx.List | nnx.Dict) or isinstance(key, int):
+    if isinstance(node, nnx.List | nnx.Dict) or isinstance(key, int):
         node[key] = value
     else:
-        setattr(node, key, value)
+        setattr(node, key, nnx.data(value) if isinstance(value, _PLAIN) else value)
 
 
 def _everything(found: dict[str, Any], preset: str) -> Recipe:

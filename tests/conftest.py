@@ -8,6 +8,19 @@ _DEVICES = "--xla_force_host_platform_device_count=8"
 if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# A first example compiles, so that deadlines say nothing; in CI the examples are always the same.
+hypothesis.settings.register_profile("lowbit", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("lowbit")
+
+
+@pytest.fixture(scope="module")
+def strict_dtypes():
+    """Implicit dtype promotion is an error, for the floors below flax."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield

@@ -15,6 +15,12 @@ ARRAYS: Final = "arrays"
 _KEYS: Final = {"schema", "library", "family", "config", "kind", "recipe", "tensors", "metadata"}
 
 
+def previous_of(path: epath.PathLike) -> epath.Path:
+    """Where a checkpoint lies for the moment in which another takes its name."""
+    path = epath.Path(path)
+    return path.parent / f".{path.name}.previous"
+
+
 def read_manifest(path: epath.PathLike) -> dict[str, Any]:
     """The manifest of a checkpoint folder.
 
@@ -23,7 +29,9 @@ def read_manifest(path: epath.PathLike) -> dict[str, Any]:
     """
     file = epath.Path(path) / FILE
     if not file.exists():
-        raise ValueError(f"{path}: no checkpoint here ({FILE} is missing).")
+        previous = previous_of(path)
+        hint = f" Its replacement was interrupted: rename {previous} back." * previous.exists()
+        raise ValueError(f"{path}: no checkpoint here ({FILE} is missing).{hint}")
     try:
         manifest = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -14,7 +14,7 @@ from flax import nnx
 
 from lowbit_jax import version
 from lowbit_jax.checkpoint import tree as trees
-from lowbit_jax.checkpoint.manifest import ARRAYS, FILE, SCHEMA, read_manifest
+from lowbit_jax.checkpoint.manifest import ARRAYS, FILE, SCHEMA, previous_of, read_manifest
 from lowbit_jax.models import build, family_of, param_shardings
 from lowbit_jax.nn import PackedTwin
 from lowbit_jax.recipe import Recipe
@@ -42,6 +42,9 @@ def save(
         ValueError: `path` exists and `overwrite` is False.
     """
     path = epath.Path(path)
+    previous = previous_of(path)
+    if previous.exists() and not path.exists():
+        previous.rename(path)  # a run that died while it replaced this one
     if path.exists() and not overwrite:
         raise ValueError(f"{path} exists already. Choose another path, or pass overwrite=True.")
     family, config = family_of(model) if _registered(model) else (None, None)
@@ -65,15 +68,18 @@ def save(
     with ocp.PyTreeCheckpointer() as writer:
         writer.save(partial.resolve() / ARRAYS, trees.to_tree(state))
     (partial / FILE).write_text(text)
-    if path.exists():
-        previous = path.parent / f".{path.name}.previous"
-        if previous.exists():
-            previous.rmtree()
-        path.rename(previous)
+    if not path.exists():
         partial.rename(path)
+        return
+    if previous.exists():
         previous.rmtree()
-    else:
+    path.rename(previous)
+    try:
         partial.rename(path)
+    except BaseException:
+        previous.rename(path)
+        raise
+    previous.rmtree()
 
 
 def load(
@@ -116,7 +122,7 @@ def load(
                 ),
             )
     except (ValueError, KeyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{path / ARRAYS}: the arrays cannot be read ({reason}). The folder is truncated or damaged; "
             "restore it from a copy."
@@ -133,16 +139,20 @@ def _abstract(
             f"{path}: its model is of no registered family. Pass load(path, model=nnx.eval_shape(...))."
         )
     recipe = manifest["recipe"] and Recipe.from_json(json.dumps(manifest["recipe"]))
+    graphdef, given = (None, None) if model is None else nnx.split(model)
 
-    def make() -> nnx.Module:
-        made = model or build(manifest["family"], manifest["config"], nnx.Rngs(0))
+    def make(given: nnx.State | None) -> nnx.Module:
+        if given is None:
+            made = build(manifest["family"], manifest["config"], nnx.Rngs(0))
+        else:
+            made = nnx.merge(graphdef, given)
         if recipe and not any(True for _ in quantized_layers(made)):
             made = quantize_model(made, recipe)
         if manifest["kind"] == "packed" and _kind(made) != "packed":
             made = pack_model(made)
         return made
 
-    return nnx.eval_shape(make)
+    return nnx.eval_shape(make, given)
 
 
 def _placed(tree: dict[str, Any], mesh: jax.sharding.Mesh | None) -> dict[str, Any]:

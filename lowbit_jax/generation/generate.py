@@ -8,15 +8,16 @@ in between.
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Int32, Key
+from jaxtyping import Array, Float, Int32, Key
 
 
+@runtime_checkable
 class LanguageModel(Protocol):
     """What generation asks of a model, an `nnx.Module`; `lowbit_jax.models.Decoder` is one."""
 
@@ -35,7 +36,7 @@ class LanguageModel(Protocol):
 
 def generate(
     model: LanguageModel,
-    prompt: Int[Array | np.ndarray, "batch length"],
+    prompt: Array | np.ndarray,
     steps: int,
     *,
     key: Key[Array, ""] | None = None,
@@ -48,7 +49,7 @@ def generate(
 
     Args:
         model: A `LanguageModel`, float or quantized.
-        prompt: Token ids in `[0, vocab)`, at least one per sequence, all sequences equally long.
+        prompt: Token ids [batch, length] in `[0, vocab)`; at least one per sequence.
         steps: Number of tokens to write, at least 1.
         key: Random key; needed where `temperature > 0`.
         temperature: Divides the logits before sampling; 0: the most likely token, ties to the
@@ -58,8 +59,8 @@ def generate(
         stop_token: A sequence that has written it goes on with nothing else.
         on_token: Called on the host with the tokens int32 [batch] of each step, as they come.
     Returns: The new tokens; `on_token` does not change them (but for ties within rounding).
-    Raises: ValueError: an argument is out of its range, or `length + steps` is more than the model's
-        `max_length`.
+    Raises: ValueError: an argument is out of its range, or `length + steps` is more than the
+        model's `max_length`.
     """
     chunk = steps if on_token is None and stop_token is None else 1
     written = []
@@ -77,7 +78,7 @@ def generate(
 
 def stream_tokens(
     model: LanguageModel,
-    prompt: Int[Array | np.ndarray, "batch length"],
+    prompt: Array | np.ndarray,
     steps: int,
     *,
     key: Key[Array, ""] | None = None,
@@ -85,7 +86,7 @@ def stream_tokens(
     top_k: int | None = None,
     stop_token: int | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yields the tokens int32 [batch] of each step, until every sequence has stopped. See `generate`."""
+    """As `generate`, but yields the tokens int32 [batch] of each step, until all have stopped."""
     chunks = _chunks(
         model, prompt, steps, 1, key=key, temperature=temperature, top_k=top_k, stop=stop_token
     )
@@ -94,13 +95,11 @@ def stream_tokens(
 
 def sample(
     logits: Float[Array, "batch vocab"],
-    key: Key[Array, ""] | None,
-    temperature: Float[Array, ""] | None,
-    top_k: int | None,
+    key: Key[Array, ""],
+    temperature: Float[Array, ""],
+    top_k: int | None = None,
 ) -> Int32[Array, " batch"]:
-    """One token per row: the most likely (`temperature` None), or one drawn from the softmax."""
-    if temperature is None:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    """Draws a token per row from softmax(logits / temperature); `top_k` as of `generate`."""
     if top_k is not None:
         least = jax.lax.top_k(logits, top_k)[0][:, -1:]
         logits = jnp.where(logits < least, -jnp.inf, logits)
@@ -121,10 +120,9 @@ def _chunks(
     """Checks at once; then yields new tokens [batch, n], one first and up to `chunk` afterwards."""
     prompt = np.asarray(prompt)
     _check(model.config, prompt, steps, key, temperature, top_k)
-    if temperature == 0:
-        key = heat = None
-    else:
-        heat = jnp.float32(temperature)
+    # Without a key the programs are greedy, whatever the temperature.
+    key = None if temperature == 0 else key
+    heat = np.float32(temperature)
     prompt = prompt.astype(np.int32)
 
     def run() -> Iterator[Array]:
@@ -150,19 +148,19 @@ def _prefill(model, prompt, key, temperature, *, capacity, top_k):
     cache = model.init_cache(prompt.shape[0], capacity)
     # The head sees the last position only: logits of a long prompt would be the largest array.
     logits = model.logits(model.features(prompt, cache)[:, -1])
-    return sample(logits, _step_key(key, 0), temperature, top_k), cache
+    return _next_token(logits, key, 0, temperature, top_k), cache
 
 
 @functools.partial(jax.jit, static_argnames=("count", "top_k"), donate_argnames="cache")
 def _decode(model, cache, token, key, first, temperature, stop, *, count, top_k):
-    """Writes `count` tokens after `token` [batch]: those [batch, count], and the cache behind them."""
+    """Writes `count` tokens after `token` [batch]: [batch, count], and the cache behind them."""
     graphdef, state = nnx.split(cache)
 
     def body(carry, step):
         token, state = carry
         cache = nnx.merge(graphdef, state)
         logits = model.logits(model.features(token[:, None], cache)[:, 0])
-        following = sample(logits, _step_key(key, step), temperature, top_k)
+        following = _next_token(logits, key, step, temperature, top_k)
         if stop is not None:
             following = jnp.where(token == stop, token, following)
         return (following, nnx.state(cache)), following
@@ -172,9 +170,12 @@ def _decode(model, cache, token, key, first, temperature, stop, *, count, top_k)
     return tokens.T, nnx.merge(graphdef, state)
 
 
-def _step_key(key, step):
+def _next_token(logits, key, step, temperature, top_k):
+    """One token per row of logits [batch, vocab]: the most likely where there is no key."""
+    if key is None:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     # One key per position, not a chain of splits: draws do not depend on how steps are grouped.
-    return None if key is None else jax.random.fold_in(key, step)
+    return sample(logits, jax.random.fold_in(key, step), temperature, top_k)
 
 
 def _check(config, prompt, steps, key, temperature, top_k):

@@ -1,7 +1,7 @@
 """Text in, text out, as it comes."""
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array, Key
@@ -9,6 +9,7 @@ from jaxtyping import Array, Key
 from lowbit_jax.generation.generate import LanguageModel, stream_tokens
 
 
+@runtime_checkable
 class TextCodec(Protocol):
     """What `stream_text` asks of a tokenizer."""
 

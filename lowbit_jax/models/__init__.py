@@ -1,4 +1,4 @@
-"""Plain Flax NNX models. They know nothing of quantization; their layers can be swapped for twins."""
+"""Plain Flax NNX models: they know nothing of quantization, and their layers can be swapped."""
 
 from lowbit_jax.models.cache import KVCache, LayerCache
 from lowbit_jax.models.cnn import CNN, CNNConfig

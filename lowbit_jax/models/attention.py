@@ -39,7 +39,7 @@ def rotate(
     ("rotate half"); the paper pairs `2 * i` and `2 * i + 1`.
     """
     half = x.shape[-1] // 2
-    frequencies = np.float32(theta ** (-np.arange(half, dtype=np.float64) / half))
+    frequencies = (theta ** (-np.arange(half, dtype=np.float64) / half)).astype(np.float32)
     angles = positions.astype(jnp.float32)[None, :, None, None] * frequencies[None, None, None, :]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int32
 
 
@@ -31,7 +32,7 @@ class LayerCache(Protocol):
         Float[Array, "batch capacity kv_heads head_dim"],
         Int32[Array, ""],
     ]:
-        """Appends positions: all keys, all values, and the new length, beyond which they are void."""
+        """Appends positions: all keys, all values and the new length; the rest of them is void."""
 
 
 class KVCache(nnx.Module):
@@ -41,7 +42,7 @@ class KVCache(nnx.Module):
     sequences of a batch are equally long.
     """
 
-    def __init__(self, batch: int, capacity: int, kv_heads: int, head_dim: int, dtype: jnp.dtype):
+    def __init__(self, batch: int, capacity: int, kv_heads: int, head_dim: int, dtype: DTypeLike):
         shape = (batch, capacity, kv_heads, head_dim)
         self.key = nnx.Cache(jnp.zeros(shape, dtype))
         self.value = nnx.Cache(jnp.zeros(shape, dtype))

@@ -17,7 +17,7 @@ layer's slice out of the stack. The same seed gives the same weights in both for
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -132,8 +132,9 @@ class Decoder(nnx.Module):
         if self.config.stacked:
             x = _scan(self.layers, x, cache)
         else:
-            caches = [None] * self.config.layers if cache is None else cache
-            for layer, layer_cache in zip(self.layers, caches, strict=True):
+            layers = cast(nnx.List[Block], self.layers)
+            caches = [None] * len(layers) if cache is None else cast(nnx.List[LayerCache], cache)
+            for layer, layer_cache in zip(layers, caches, strict=True):
                 x = layer(x, layer_cache)
         return self.norm(x).astype(self.config.compute_dtype)
 

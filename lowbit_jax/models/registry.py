@@ -13,7 +13,7 @@ from typing import Any
 
 from flax import nnx
 
-_FAMILIES: dict[str, type[nnx.Module]] = {}
+_FAMILIES: dict[str, type[Any]] = {}
 
 
 def register[T: type[nnx.Module]](name: str) -> Callable[[T], T]:
@@ -84,7 +84,7 @@ def family_of(model: nnx.Module) -> tuple[str, dict[str, Any]]:
     """
     for name, cls in _FAMILIES.items():
         if type(model) is cls:
-            config = dataclasses.asdict(model.config)
+            config = dataclasses.asdict(vars(model)["config"])
             return name, {field: _to_json(value) for field, value in config.items()}
     raise ValueError(
         f"{type(model).__qualname__} is not a registered model family. Registered: "
@@ -92,7 +92,7 @@ def family_of(model: nnx.Module) -> tuple[str, dict[str, Any]]:
     )
 
 
-def _config_type(cls: type[nnx.Module]) -> type:
+def _config_type(cls: type[Any]) -> type[Any]:
     parameters = inspect.signature(cls.__init__, eval_str=True).parameters
     annotation = parameters["config"].annotation if "config" in parameters else None
     if not (isinstance(annotation, type) and dataclasses.is_dataclass(annotation)):

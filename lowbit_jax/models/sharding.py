@@ -42,16 +42,15 @@ def param_spec(
         axis_sizes: `mesh.shape`; None: the rule itself, as if every axis were there and divided.
     Returns: A specification with one entry per axis of the array.
     Example:
-        >>> param_spec("layers/0/mlp/up/kernel", (256, 1024))
-        PartitionSpec('fsdp', 'tensor')
-        >>> param_spec("layers/0/mlp/up/kernel_scale", (1, 1024))
-        PartitionSpec(None, 'tensor')
+        >>> tuple(param_spec("layers/0/mlp/up/kernel", (256, 1024)))
+        ('fsdp', 'tensor')
+        >>> tuple(param_spec("layers/0/mlp/up/kernel_scale", (1, 1024)))
+        (None, 'tensor')
     """
     rule = next(
-        (spec for end, spec in RULES if re.fullmatch(rf"(.*/)?{end}([_/].*)?", path)),
-        PartitionSpec(),
+        (tuple(spec) for end, spec in RULES if re.fullmatch(rf"(.*/)?{end}([_/].*)?", path)), ()
     )
-    rule = (None,) * (len(shape) - len(rule)) + tuple(rule[max(0, len(rule) - len(shape)) :])
+    axes = (None,) * (len(shape) - len(rule)) + rule[max(0, len(rule) - len(shape)) :]
 
     def cut(axis: str | None, length: int) -> str | None:
         if axis is None or length == 1:
@@ -60,7 +59,7 @@ def param_spec(
             return None
         return axis
 
-    return PartitionSpec(*map(cut, rule, shape))
+    return PartitionSpec(*map(cut, axes, shape))
 
 
 def param_shardings(tree: Any, mesh: Mesh) -> Any:

@@ -124,8 +124,13 @@ class Twin(nnx.Module, abc.ABC):
             "times as long as float. Use product='float' for this layer."
         )
 
-    def multiply_integers(self, x: Array, x_hat: Array, w_hat: Array, op: Contraction) -> Array:
-        """`op(x_hat, w_hat)` from integers; `x` is the input before it was quantized."""
+    def multiply_integers(
+        self, x: Array, x_hat: Array, w_hat: Array, op: Contraction, dtype: Any = None
+    ) -> Array:
+        """`op(x_hat, w_hat)` from integers, as `dtype` (default: that of `x_hat`).
+
+        `x` is the input before it was quantized.
+        """
         quantizer = self.scheme.input
         assert quantizer is not None and self.scheme.weight is not None
         rows = self.rows(x)
@@ -135,7 +140,8 @@ class Twin(nnx.Module, abc.ABC):
         matrix, w_range = self.integer_kernel()
         w_scale = self.view.expand_scale(effective_scale(w_range), w_hat.ndim)
         w_levels = self.view.from_matrix(matrix)
-        return integer_product(x_hat, w_hat, x_levels, x_scale, w_levels, w_scale, op)
+        dtype = jnp.dtype(dtype or x_hat.dtype)
+        return integer_product(x_hat, w_hat, x_levels, x_scale, w_levels, w_scale, op, dtype)
 
 
 def adopt(twin: Twin, layer: nnx.Module) -> None:

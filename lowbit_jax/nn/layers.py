@@ -31,10 +31,12 @@ class _Linear(Twin):
         return self.call(inputs, out_sharding=out_sharding)
 
     def integer_operations(self, x: Array) -> dict[str, Callable[..., Array]]:
-        def dot_general(x_hat, w_hat, dimension_numbers, **_):
-            return self.multiply_integers(x, x_hat, w_hat, DotGeneral(dimension_numbers))
+        def dot_general(x_hat, w_hat, dimension_numbers, *, preferred_element_type=None, **_):
+            op = DotGeneral(dimension_numbers, self.precision)
+            return self.multiply_integers(x, x_hat, w_hat, op, preferred_element_type)
 
-        return {"dot_general": dot_general}
+        # A LinearGeneral asks its `dot_general_cls` first.
+        return {"dot_general": dot_general, "dot_general_cls": None}
 
 
 class _LinearGeneral(_Linear):
@@ -45,7 +47,8 @@ class _LinearGeneral(_Linear):
         return self.call(inputs, out_sharding=out_sharding)
 
     def _k_axes(self, ndim: int) -> tuple[int, ...]:
-        return tuple(axis % ndim for axis in self.axis)
+        # Sorted: Flax contracts the kernel's input axes with them in the order of the input.
+        return tuple(sorted(axis % ndim for axis in self.axis))
 
     def rows(self, x: Array) -> Array:
         return _merge_last(x, self._k_axes(x.ndim))
@@ -93,8 +96,9 @@ class _Einsum(Twin):
         return jnp.expand_dims(scale[..., 0], sorted(self._k_axes(like.ndim)))
 
     def integer_operations(self, x: Array) -> dict[str, Callable[..., Array]]:
-        def einsum_op(equation, x_hat, w_hat, **_):
-            return self.multiply_integers(x, x_hat, w_hat, EinsumProduct(equation))
+        def einsum_op(equation, x_hat, w_hat, *, preferred_element_type=None, **_):
+            op = EinsumProduct(equation, self.precision)
+            return self.multiply_integers(x, x_hat, w_hat, op, preferred_element_type)
 
         return {"einsum_op": einsum_op}
 
@@ -167,6 +171,21 @@ class QLinearGeneral(_LinearGeneral, TrainTwin):
 
 class QEinsum(_Einsum, TrainTwin):
     """`nnx.Einsum` that trains on its grid."""
+
+    def __init__(self, layer: nnx.Einsum, scheme: LayerScheme):
+        """Takes the place of an einsum; see `TrainTwin`.
+
+        Raises:
+            NotImplementedError: An int8 product of an equation that sums one operand alone.
+        """
+        super().__init__(layer, scheme)
+        x, kernel, output = einsum_letters(self.einsum_str)
+        alone = sorted((set(x) ^ set(kernel)) - set(output))
+        if scheme.product == "int8" and alone:
+            raise NotImplementedError(
+                f"int8 product: {self.einsum_str!r} sums over {alone}, which one operand has alone: "
+                "its scales differ along that sum. Use product='float'."
+            )
 
     @property
     def view(self) -> MatrixView:

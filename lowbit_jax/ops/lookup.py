@@ -13,7 +13,8 @@ def lookup(tokens: Int[Array, "*batch"], qtensor: QTensor) -> Float[Array, "*bat
     Only the words and scales of the looked-up columns are read: the dense table is never made.
 
     Args:
-        tokens: Indices in `[0, N)`.
+        tokens: Indices in `[0, N)`; like `jnp.take`, negative ones count from the end, and one
+            outside gives NaN.
         qtensor: [K, N]: K features, N entries.
 
     Raises:
@@ -41,4 +42,8 @@ def lookup(tokens: Int[Array, "*batch"], qtensor: QTensor) -> Float[Array, "*bat
         k=qtensor.k,
         dtype=qtensor.dtype,
     )
-    return picked.dequantize().T.reshape(*tokens.shape, qtensor.k)
+    n = qtensor.shape[-1]
+    inside = ((flat >= -n) & (flat < n))[:, None]
+    entries = picked.dequantize().T
+    entries = jnp.where(inside, entries, jnp.full_like(entries, jnp.nan))
+    return entries.reshape(*tokens.shape, qtensor.k)

@@ -32,7 +32,8 @@ def compare(summaries: dict[str, dict[str, Any]], out: Path) -> str:
     if len(set(corpora.values())) > 1:
         listed = "; ".join(f"{name}: {sha256[:12]}" for name, sha256 in corpora.items())
         raise ValueError(
-            f"compare: these runs were evaluated on different text (corpus sha256: {listed}), so their losses do not "
+            f"compare: these runs were evaluated on different text (corpus sha256: {listed}), so "
+            "their losses do not "
             "compare. Evaluate them on one text with experiments.evaluate --source."
         )
     rows = sorted(
@@ -76,5 +77,7 @@ def _notes(summaries: dict[str, dict[str, Any]]) -> list[str]:
     for field, words in (("tokens", "training tokens"), ("params", "parameters")):
         found = {summary.get(field) for summary in summaries.values()}
         if len(found) > 1:
-            notes.append(f"The runs differ in {words}: {', '.join(map(str, sorted(found, key=str)))}.")
+            notes.append(
+                f"The runs differ in {words}: {', '.join(map(str, sorted(found, key=str)))}."
+            )
     return [*notes, ""] if notes else []

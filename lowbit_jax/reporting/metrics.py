@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a line, `step` and `kind` ("train" or "eval") in each; read back without any library."""
+"""metrics.jsonl: one JSON object a line, with `step` and `kind` ("train" or "eval") in each."""
 
 import json
 import os
@@ -12,8 +12,8 @@ class MetricsFile:
 
     Args:
         workdir: The run's folder.
-        resume_step: Rows of later steps, and a last row that a kill cut short, are dropped: the resumed run
-            writes them again.
+        resume_step: Rows of later steps, and a last row that a kill cut short, are dropped: the
+            resumed run writes them again.
         keep: False: writes nothing (all but one process of a multi-host run).
     """
 

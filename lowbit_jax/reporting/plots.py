@@ -50,7 +50,9 @@ def plot_loss(rows: list[dict[str, Any]], path: Path, *, title: str) -> None:
         axes.set_ylim(low - 0.05 * (top - low) - 1e-3, top + 0.05 * (top - low) + 1e-3)
     axes.set_xlabel("step", color=_INK)
     axes.set_ylabel("loss, nats per token", color=_INK)
-    bits = axes.secondary_yaxis("right", functions=(lambda n: n / np.log(2), lambda b: b * np.log(2)))
+    bits = axes.secondary_yaxis(
+        "right", functions=(lambda n: n / np.log(2), lambda b: b * np.log(2))
+    )
     bits.set_ylabel("bits per token", color=_MUTED)
     bits.tick_params(colors=_MUTED, labelsize=8)
     bits.spines["right"].set_color(_GRID)
@@ -62,8 +64,8 @@ def plot_loss(rows: list[dict[str, Any]], path: Path, *, title: str) -> None:
 def plot_weights(samples: list[WeightSample], path: Path, *, title: str) -> None:
     """Histograms of latent weights, one panel a layer, as PNG.
 
-    The shade changes where the code does, so that a panel shows which weights share a value; up to five levels, the share
-    of each is written above it.
+    The shade changes where the code does, so that a panel shows which weights share a value; up to
+    five levels, the share of each is written above it.
     """
     columns = min(3, max(1, len(samples)))
     rows = -(-max(1, len(samples)) // columns)

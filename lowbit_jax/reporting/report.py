@@ -1,5 +1,6 @@
 """The end of a run in words and numbers: the table on the screen and report.md."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
@@ -31,8 +32,9 @@ def result_rows(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
 def result_table(summary: dict[str, Any]) -> Table:
     """The table that ends a run."""
     table = Table(title=f"{summary['config']}: {summary['steps']} steps", title_justify="left")
-    for title, side in (("", "left"), (_as_trained(summary), "right"), ("packed, reloaded", "right")):
-        table.add_column(title, justify=side)
+    table.add_column("")
+    table.add_column(_as_trained(summary), justify="right")
+    table.add_column("packed, reloaded", justify="right")
     for row in result_rows(summary):
         table.add_row(*row)
     return table
@@ -52,9 +54,11 @@ def report(
     """
     lines = [f"# {summary['config']}", ""]
     lines += [
-        f"{summary['params'] / 1e6:.2f} M parameters, recipe `{summary['recipe'] or 'float'}`, {summary['steps']} steps "
+        f"{summary['params'] / 1e6:.2f} M parameters, recipe `{summary['recipe'] or 'float'}`, "
+        f"{summary['steps']} steps "
         f"of {summary['tokens_per_step']:,} tokens on {summary['device']} "
-        f"({summary['tokens_per_second']:,.0f} tokens/s, median step {summary['step_ms_median']:.1f} ms).",
+        f"({summary['tokens_per_second']:,.0f} tokens/s, median step "
+        f"{summary['step_ms_median']:.1f} ms).",
         "",
         *markdown_table(("", _as_trained(summary), "packed, reloaded"), result_rows(summary)),
         "",
@@ -83,7 +87,7 @@ def report(
     return "\n".join(lines) + "\n"
 
 
-def markdown_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def markdown_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Lines of a Markdown table; all columns but the first to the right."""
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return ["| " + " | ".join(row) + " |" for row in (header, tuple(rule), *rows)]

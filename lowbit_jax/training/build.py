@@ -1,4 +1,4 @@
-"""From a config to what a run needs: mesh, text, float model, quantized model, teacher. Nothing is written here."""
+"""From a config to what a run needs: mesh, text, model, teacher. Nothing is written here."""
 
 import dataclasses
 from typing import Any
@@ -11,15 +11,16 @@ from jax.sharding import Mesh
 import lowbit_jax as lb
 from lowbit_jax.data import Corpus, TokenBatches, Tokenizer, load_corpus, make_tokenizer, tokenize
 from lowbit_jax.models import build
-from lowbit_jax.training.config import TrainConfig, decoder_config, validate
+from lowbit_jax.training.config import TrainConfig
 from lowbit_jax.training.distill import Teacher
 from lowbit_jax.training.mesh import check_batch, make_mesh
 from lowbit_jax.training.runs import load_checkpoint
+from lowbit_jax.training.validation import decoder_config, validate
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """The corpus of a run, as tokens. `batches[step]` is what step number `step` (from 0) trains on."""
+    """The corpus of a run, as tokens; `batches[step]` is what step `step` (from 0) trains on."""
 
     corpus: Corpus
     tokenizer: Tokenizer
@@ -27,9 +28,10 @@ class Text:
     valid: np.ndarray
 
     def valid_part(self, batches: int, config: TrainConfig) -> np.ndarray:
-        """Validation text for `batches` batches of the config's shape; 0, or more than there are: all of it.
+        """Validation text for `batches` batches; 0, or more than there are: all of it.
 
-        That many stretches, evenly over the split: its first documents alone would stand for their folder only.
+        That many stretches, evenly over the split: its first documents alone would stand for their
+        folder only.
         """
         stretch = config.batch * config.length
         available = (len(self.valid) - 1) // stretch
@@ -51,11 +53,12 @@ def check(config: TrainConfig) -> Mesh:
 
 
 def load_text(config: TrainConfig) -> Text:
-    """Reads and tokenizes the corpus. Raises: ValueError, OSError: from `lowbit_jax.data`, as they are."""
+    """Reads and tokenizes the corpus.
+
+    Raises: ValueError, OSError: from `lowbit_jax.data`, as they are.
+    """
     data = config.data
-    corpus = load_corpus(
-        data.source, separator=data.separator, valid_fraction=data.valid_fraction
-    )
+    corpus = load_corpus(data.source, separator=data.separator, valid_fraction=data.valid_fraction)
     tokenizer = make_tokenizer(data.tokenizer, corpus)
     batches = TokenBatches(
         tokenize(corpus, tokenizer, split="train"),
@@ -69,7 +72,7 @@ def load_text(config: TrainConfig) -> Text:
 
 
 def build_model(config: TrainConfig, vocab: int) -> nnx.Module:
-    """The model before its first step: initialized, or loaded from `init_from`; then quantized by the recipe.
+    """The model before its first step: initialized or loaded from `init_from`, then quantized.
 
     In this order, so that learned scales start from the weights that are trained.
     """
@@ -93,18 +96,24 @@ def load_teacher(config: TrainConfig, vocab: int) -> Teacher | None:
     has = model.config
     if has.vocab != vocab or has.max_length < config.length:
         raise ValueError(
-            f"distill.teacher={distill.teacher}: vocabulary {has.vocab}, context {has.max_length}; this run needs "
-            f"vocabulary {vocab} and a context of at least {config.length}. Use a teacher trained with the same tokenizer."
+            f"distill.teacher={distill.teacher}: vocabulary {has.vocab}, context "
+            f"{has.max_length}; this run needs "
+            f"vocabulary {vocab} and a context of at least {config.length}. Use a teacher trained "
+            "with the same tokenizer."
         )
     return Teacher.of(model, temperature=distill.temperature, weight=distill.weight)
 
 
 def load_float(path: str, field: str) -> Any:
-    """The float model of a checkpoint. Raises: ValueError: It is quantized; `field` names the config's field."""
+    """The float model of a checkpoint, which the config names in `field`.
+
+    Raises: ValueError: It is quantized.
+    """
     model = load_checkpoint(path).model
     if quantized := [str(layer) for layer, _ in lb.quantized_layers(model)]:
         raise ValueError(
-            f"{field}={path}: holds a quantized model ({len(quantized)} layers, first {quantized[0]}); "
+            f"{field}={path}: holds a quantized model ({len(quantized)} layers, first "
+            f"{quantized[0]}); "
             "a float checkpoint is needed, such as a run of --config float.py."
         )
     return model
@@ -116,12 +125,14 @@ def _copy_weights(source: nnx.Module, target: nnx.Module, path: str) -> None:
     odd = [k for k in wanted | found if shapes[0].get(k) != shapes[1].get(k)]
     if odd:
         shown = "; ".join(
-            f"{'/'.join(map(str, k))}: {shapes[0].get(k, 'absent')} there, {shapes[1].get(k, 'absent')} here"
+            f"{'/'.join(map(str, k))}: {shapes[0].get(k, 'absent')} there, "
+            f"{shapes[1].get(k, 'absent')} here"
             for k in odd[:3]
         )
         raise ValueError(
             f"init_from={path}: {len(odd)} parameters do not fit this config's model ({shown}). "
-            "Set --config.model and --config.data.tokenizer to those of that run (see its config.json)."
+            "Set --config.model and --config.data.tokenizer to those of that run (see its "
+            "config.json)."
         )
     for key, leaf in wanted.items():
         leaf[...] = found[key][...]

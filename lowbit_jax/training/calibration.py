@@ -1,7 +1,8 @@
 """Calibrating static activation statistics now and then, on the batch about to be trained on.
 
-Dynamic activation quantizers (per token) have no statistics, and most models none at all. NVFP4's activations keep the
-global scale of each layer, which must be found before the first step and follows the activations from then on.
+Dynamic activation quantizers (per token) have no statistics, and most models none at all. NVFP4's
+activations keep the global scale of each layer, which must be found before the first step and
+follows the activations from then on.
 """
 
 from typing import Any
@@ -31,7 +32,7 @@ class Calibration:
         return self._needed and step % self._every == 0
 
     def __call__(self, state: TrainState, windows: Any) -> TrainState:
-        """The state with the statistics of one batch [batch, length + 1]; parameters stay as they are."""
+        """The state with the statistics of one batch [batch, length + 1]; its parameters stay."""
         model = nnx.merge(self._graphdef, state.params, state.rest)
         model = lb.calibrate_model(model, [windows[:, :-1]])
         return state._replace(rest=nnx.split(model, nnx.Param, ...)[2])

@@ -1,9 +1,9 @@
-"""Training checkpoints: everything a step changes, so that a resumed run is the uninterrupted one, bit for bit.
+"""Training checkpoints: everything a step changes, so that a resumed run is bit for bit the same.
 
-`<workdir>/checkpoints/<step>/` is written by orbax: first to a temporary name, renamed when whole. A directory
-that carries its commit mark is therefore complete; a kill in the middle leaves the earlier ones. The position in the
-data is the step itself. Saving is synchronous: the step's donated buffers stay free of bookkeeping, and an error
-belongs to the step that it is reported at.
+`<workdir>/checkpoints/<step>/` is written by orbax: first to a temporary name, renamed when whole.
+A directory that carries its commit mark is therefore complete; a kill in the middle leaves the
+earlier ones. The position in the data is the step itself. Saving is synchronous: the step's
+donated buffers stay free of bookkeeping, and an error belongs to the step that it is reported at.
 """
 
 import json
@@ -21,7 +21,7 @@ _LISTING = "files.json"
 
 
 class Checkpoints:
-    """The checkpoints of one run, the last `KEEP` of them. Use as a context manager, or `close()`."""
+    """The checkpoints of one run, the last `KEEP` of them; a context manager."""
 
     def __init__(self, workdir: Path):
         self.directory = (workdir / "checkpoints").absolute()
@@ -46,7 +46,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
-        """Writes `state` (a pytree of arrays) and `meta` (JSON) for `step`; nothing if it exists already.
+        """Writes `state` (a pytree of arrays) and `meta` (JSON), unless `step` is there already.
 
         Raises: DiskFull: No space left; the earlier checkpoints are intact.
         """
@@ -71,10 +71,10 @@ class Checkpoints:
             raise DiskFull(f"the checkpoint of step {step}", self.directory, kept) from error
 
     def restore(self, state: Any) -> tuple[int, Any, dict[str, Any]]:
-        """The newest checkpoint as `(step, state, meta)`; shapes, dtypes and shardings from `state`.
+        """The newest checkpoint as `(step, state, meta)`, placed as `state` is.
 
-        Raises: CheckpointError: It cannot be read, or holds another model; the message names the file and any
-            older checkpoint that is whole. An older one is never taken on its own.
+        Raises: CheckpointError: It cannot be read, or holds another model; the message names the
+            file and any older checkpoint that is whole. An older one is never taken on its own.
         """
         step = self.steps()[-1]
         folder = self.directory / str(step)
@@ -115,13 +115,13 @@ class Checkpoints:
             f"The checkpoint of step {older[-1]} is older and not touched: to go on from it, move "
             f"{self.directory / str(step)} away and run the same command again."
             if older
-            else "There is no older one: --overwrite starts anew (and keeps this folder as a backup)."
+            else "There is no older one: --overwrite starts anew and keeps this as a backup."
         )
         return f"{self.directory / str(step)}: cannot be read: {reason}. {go_on}"
 
 
 def flat(tree: Any) -> dict[str, Any]:
-    """Leaves by their path, `params.layers.0.mlp.up.kernel.value`: the same names whatever holds the tree."""
+    """Leaves by their path, such as `params.layers.0.mlp.up.kernel.value`."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 

@@ -1,16 +1,13 @@
-"""What one training run is, as data: mutable dataclasses, so that `--config.optim.lr=3e-4` can set a field.
+"""What one run is, as data: mutable dataclasses, so that `--config.optim.lr=3e-4` sets a field.
 
 Fields hold plain ints, floats, strings and booleans only: a config is one JSON object, two configs
-can be compared field by field, and a wrong value is refused by `validate` before anything is written.
+can be compared field by field, and a wrong value is refused by `validate` before anything is
+written.
 """
 
 import dataclasses
 import difflib
-from typing import Any, Self
-
-from lowbit_jax.models import DecoderConfig
-
-SCHEDULES = ("cosine", "two_stage", "constant")
+from typing import Any
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -19,7 +16,8 @@ class ModelConfig:
 
     head_dim: Features of one head; 0: dim // heads.
     max_length: Longest context of the model, in tokens; prompts and samples have to fit as well.
-    stacked: Layers as one scanned stack: compiles in constant time, wants one scheme for all layers.
+    stacked: Layers as one scanned stack: compiles in constant time, wants one scheme for all
+        layers.
     """
 
     dim: int = 256
@@ -60,7 +58,8 @@ class OptimConfig:
 
     lr: Peak learning rate.
     warmup: Steps of linear warm-up, starting from lr / warmup; 0: none.
-    schedule: "cosine" (to `final_lr` of the peak), "two_stage" (see training/schedule.py) or "constant".
+    schedule: "cosine" (to `final_lr` of the peak), "two_stage" (see training/schedule.py) or
+        "constant".
     final_lr: Learning rate of the last step, as a share of the peak.
     stage2_lr, stage2_decay: What the second half multiplies learning rate and weight decay by
         ("two_stage" only).
@@ -113,7 +112,8 @@ class TrainConfig:
     batch: Sequences of one update, over all devices and all `accumulate` parts.
     length: Tokens of one training sequence.
     accumulate: Parts the batch is cut into, one after the other, to save memory.
-    calibrate_every: Steps between calibrations of static activation statistics, where there are any.
+    calibrate_every: Steps between calibrations of static activation statistics, where there are
+        any.
     eval_batches: Validation batches of one evaluation while training.
     final_batches: Validation batches of the evaluation at the end; 0: the whole split.
     init_from: A float checkpoint to start from; "": random weights.
@@ -143,11 +143,11 @@ class TrainConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     distill: DistillConfig = dataclasses.field(default_factory=DistillConfig)
 
-    def variant(self, name: str, **variants: dict[str, Any]) -> Self:
+    def variant(self, name: str, **variants: dict[str, Any]) -> "TrainConfig":
         """This config at another size, named `<name>_<variant>`; "" is the config itself.
 
-        Every config has "smoke" (a minute on two cores) and "pod" (the real size);
-        keyword arguments add to these or to new ones: `variant(name, smoke={"optim.lr": 1e-3})`.
+        Every config has "smoke" (a minute on two cores) and "pod" (the real size); keyword
+        arguments add to these or to new ones: `variant(name, smoke={"optim.lr": 1e-3})`.
         """
         if not name:
             return self
@@ -161,7 +161,7 @@ class TrainConfig:
         config.name = f"{self.name}_{name}"
         return config
 
-    def replace(self, changes: dict[str, Any]) -> Self:
+    def replace(self, changes: dict[str, Any]) -> "TrainConfig":
         """A copy with the fields of dotted path set: `replace({"optim.lr": 1e-3})`."""
         copy = from_dict(to_dict(self))
         for path, value in changes.items():
@@ -173,7 +173,8 @@ class TrainConfig:
         return copy
 
 
-# "smoke" proves the machinery; its numbers mean nothing. "pod" is GPT-2 small's size on WikiText-103.
+# "smoke" proves the machinery; its numbers mean nothing. "pod" is GPT-2 small's size on
+# WikiText-103.
 VARIANTS: dict[str, dict[str, Any]] = {
     "smoke": {
         "model.dim": 64,
@@ -282,61 +283,3 @@ def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
     """The fields in which two configs differ, as `path: old -> new`."""
     was, now = flatten(old), flatten(new)
     return [f"{path}: {was[path]!r} -> {now[path]!r}" for path in now if was[path] != now[path]]
-
-
-def validate(config: TrainConfig) -> None:
-    """Refuses values that cannot train, before anything is written.
-
-    Raises: ValueError: with every wrong field on its own line.
-    """
-    optim, distill = config.optim, config.distill
-    positive = ("steps", "batch", "length", "accumulate", "log_every", "eval_every", "eval_batches")
-    positive += ("checkpoint_every", "calibrate_every")
-    checks = [(getattr(config, f) > 0, f"{f}={getattr(config, f)}: must be > 0") for f in positive]
-    checks.append(_check_model(config))
-    checks += [
-        (
-            optim.schedule in SCHEDULES,
-            f"optim.schedule={optim.schedule!r}: one of {', '.join(SCHEDULES)}",
-        ),
-        (optim.lr > 0, f"optim.lr={optim.lr}: must be > 0"),
-        (
-            0 <= optim.warmup < max(config.steps, 1),
-            f"optim.warmup={optim.warmup}: must be in [0, steps), and steps={config.steps}",
-        ),
-        (optim.clip >= 0, f"optim.clip={optim.clip}: must be >= 0 (0: no clipping)"),
-        (
-            config.length <= config.model.max_length,
-            f"length={config.length}: longer than the model's context, "
-            f"model.max_length={config.model.max_length}",
-        ),
-        (
-            config.accumulate < 1 or config.batch % config.accumulate == 0,
-            f"batch={config.batch}: does not split into accumulate={config.accumulate} parts",
-        ),
-        (
-            0 < config.data.valid_fraction < 1,
-            f"data.valid_fraction={config.data.valid_fraction}: must be in (0, 1)",
-        ),
-        (config.final_batches >= 0, f"final_batches={config.final_batches}: must be >= 0"),
-        (config.sample_length >= 0, f"sample_length={config.sample_length}: must be >= 0"),
-        (distill.temperature > 0, f"distill.temperature={distill.temperature}: must be > 0"),
-        (0 <= distill.weight <= 1, f"distill.weight={distill.weight}: must be in [0, 1]"),
-    ]
-    if wrong := [message for fine, message in checks if not fine]:
-        raise ValueError("config: " + "\n  ".join(wrong))
-
-
-def decoder_config(config: TrainConfig, vocab: int) -> DecoderConfig:
-    """The model's own configuration. Raises: ValueError: sizes that no model can have."""
-    sizes = dataclasses.asdict(config.model)
-    sizes["head_dim"] = sizes["head_dim"] or None
-    return DecoderConfig(vocab=vocab, dtype=config.dtype, **sizes)
-
-
-def _check_model(config: TrainConfig) -> tuple[bool, str]:
-    try:
-        decoder_config(config, vocab=1)
-    except ValueError as error:
-        return False, f"model: {error}"
-    return True, ""

@@ -1,8 +1,9 @@
-"""Distillation from a float teacher: soften both distributions, pull the student's to the teacher's.
+"""Distillation from a float teacher: both distributions softened, one pulled to the other.
 
 loss = (1 - weight) * nll + weight * T^2 * KL(softmax(teacher / T) || softmax(student / T))
 
-after Hinton et al. (arXiv:1503.02531, section 2), whose T^2 keeps the two gradients in proportion when T changes.
+after Hinton et al. (arXiv:1503.02531, section 2), whose T^2 keeps the two gradients in proportion
+when T changes.
 Deviation: the divergence is a mean over tokens, as the nll is.
 """
 

@@ -14,7 +14,8 @@ class Interrupted(Exception):
     def __init__(self, number: int, step: int, workdir: Path):
         self.exit_code = 128 + number
         super().__init__(
-            f"stopped by {signals.Signals(number).name} after step {step}; the checkpoint of that step is "
+            f"stopped by {signals.Signals(number).name} after step {step}; the checkpoint of that "
+            "step is "
             f"in {workdir / 'checkpoints'}. Run the same command again to go on from there."
         )
 
@@ -24,8 +25,10 @@ class NotFinite(Exception):
 
     def __init__(self, step: int, loss: float, grad_norm: float, kept: str):
         super().__init__(
-            f"step {step}: loss {loss}, gradient norm {grad_norm}: not finite, so this run stops. {kept} "
-            "A lower --config.optim.lr, a longer --config.optim.warmup or --config.dtype=float32 often helps "
+            f"step {step}: loss {loss}, gradient norm {grad_norm}: not finite, so this run stops. "
+            f"{kept} "
+            "A lower --config.optim.lr, a longer --config.optim.warmup or --config.dtype=float32 "
+            "often helps "
             "(a changed config needs --overwrite or another --workdir)."
         )
 
@@ -45,7 +48,7 @@ class DiskFull(Exception):
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether `error` is the system's ENOSPC or EDQUOT, also when a library wrapped it in its own type."""
+    """Whether `error` is ENOSPC or EDQUOT, also when a library wrapped it in its own type."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):

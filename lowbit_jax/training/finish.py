@@ -1,7 +1,7 @@
 """The end of a run: pack, save, load what was saved, and measure both models on the same text.
 
-Nothing here is needed to resume: a run killed in the middle does it again from its last checkpoint. summary.json is
-written last, and says that the run is finished.
+Nothing here is needed to resume: a run killed in the middle does it again from its last
+checkpoint. summary.json is written last, and says that the run is finished.
 """
 
 import statistics
@@ -36,7 +36,7 @@ def finish(
     console: Console,
     speed: dict[str, float],
 ) -> dict[str, Any]:
-    """Writes `packed/`, plots, report.md and summary.json; shows the table and a sample; returns the summary.
+    """Writes `packed/`, plots, report.md and summary.json; shows a table and a sample.
 
     Args:
         config: The run.
@@ -52,9 +52,7 @@ def finish(
     packed = lb.pack_model(model) if config.recipe else model
     folder = workdir / "packed"
     # Replaces what this run left if it was killed between here and its summary.
-    lb.checkpoint.save(
-        folder, packed, metadata=checkpoint_metadata(config, text), overwrite=True
-    )
+    lb.checkpoint.save(folder, packed, metadata=checkpoint_metadata(config, text), overwrite=True)
     reloaded = lb.checkpoint.load(folder)
     reloaded.eval()
     after = _evaluate(config, reloaded, text, None)
@@ -89,7 +87,8 @@ def finish(
         plot_loss(rows, plots / "loss.png", title=config.name)
         title = f"{config.name}: weights after {config.steps} steps"
         plot_weights(weight_samples(model), plots / "weights.png", title=title)
-        command = f'python -m experiments.generate --checkpoint {workdir} --prompt "{config.sample_prompt}"'
+        generate = "python -m experiments.generate"
+        command = f'{generate} --checkpoint {workdir} --prompt "{config.sample_prompt}"'
         changed = differences(TrainConfig(name=config.name), config)
         write_text(
             workdir / "report.md",
@@ -104,7 +103,9 @@ def finish(
         write_json(workdir / "summary.json", summary)
         console.print(result_table(summary))
         console.print(f"\n{sample}\n", highlight=False, markup=False)
-        console.print(f"{workdir / 'report.md'}; more text: {command}", markup=False, soft_wrap=True)
+        console.print(
+            f"{workdir / 'report.md'}; more text: {command}", markup=False, soft_wrap=True
+        )
     return summary
 
 
@@ -114,7 +115,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 def forward_speed(model: nnx.Module, config: TrainConfig, repeats: int = 5) -> float:
-    """Tokens per second of the compiled forward pass on one batch of the config's shape, on one device; the median of `repeats`."""
+    """Tokens per second of the compiled forward pass of one batch, on one device; a median."""
     graphdef, state = nnx.split(model)
     state = jax.device_put(state, jax.devices()[0])
     forward = jax.jit(lambda state, tokens: nnx.merge(graphdef, state)(tokens))
@@ -128,8 +129,8 @@ def forward_speed(model: nnx.Module, config: TrainConfig, repeats: int = 5) -> f
     return tokens.size / statistics.median(seconds)
 
 
-def sample_text(config: TrainConfig, model: nnx.Module, text: Text) -> str:
-    """The prompt and `sample_length` tokens after it, fewer where the model's context ends before."""
+def sample_text(config: TrainConfig, model: Any, text: Text) -> str:
+    """The prompt and `sample_length` tokens more, fewer where the model's context ends."""
     prompt = config.sample_prompt
     room = config.model.max_length - len(text.tokenizer.encode(prompt))
     if min(room, config.sample_length) < 1:
@@ -146,7 +147,7 @@ def sample_text(config: TrainConfig, model: nnx.Module, text: Text) -> str:
 
 
 def checkpoint_metadata(config: TrainConfig, text: Text) -> dict[str, Any]:
-    """What stands beside the weights: enough to read text with the model, and to know where it comes from."""
+    """What stands beside the weights: how to read text with the model, and its origin."""
     return {
         "tokenizer": text.tokenizer.to_json(),
         "length": config.length,

@@ -1,14 +1,13 @@
-"""Training, from a config to a finished run's folder. `train` is the whole of it; notebooks call it directly.
+"""Training, from a config to a finished run's folder; notebooks call `train` directly.
 
-The order of one step: calibrate if due, step, and at its boundaries log, evaluate, checkpoint. A checkpoint
-is written after everything else of its step, so a resumed run begins where the next step would have.
+The order of one step: calibrate if due, step, and at its boundaries log, evaluate, checkpoint. A
+checkpoint is written after everything else of its step, so a resumed run begins where the next
+step would have.
 """
 
 import dataclasses
 import math
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,20 @@ from rich.console import Console
 from lowbit_jax.evaluation.evaluate import evaluate
 from lowbit_jax.reporting.metrics import MetricsFile
 from lowbit_jax.reporting.progress import TrainProgress
-from lowbit_jax.training import build, workdir as folders
+from lowbit_jax.training import build
+from lowbit_jax.training import workdir as folders
 from lowbit_jax.training.calibration import Calibration
 from lowbit_jax.training.checkpoints import Checkpoints
 from lowbit_jax.training.config import TrainConfig
 from lowbit_jax.training.errors import CheckpointError, Interrupted, NotFinite
 from lowbit_jax.training.finish import finish
+from lowbit_jax.training.lag import OneStepLag
 from lowbit_jax.training.mesh import batch_sharding, put_batch, state_shardings
 from lowbit_jax.training.monitor import Codes, describe, initial_codes, make_monitor
 from lowbit_jax.training.optimizer import make_optimizer
 from lowbit_jax.training.schedule import learning_rate
 from lowbit_jax.training.signals import StopRequest
-from lowbit_jax.training.step import Metrics, TrainState, make_train_step, merge, split
+from lowbit_jax.training.step import TrainState, make_train_step, merge, split
 
 
 @dataclasses.dataclass
@@ -112,7 +113,8 @@ class Run:
         optimizer = make_optimizer(config.optim, config.steps)
         self.graphdef, state = split(build.build_model(config, vocab), optimizer)
         shardings = state_shardings(state, mesh)
-        # A copy, because the step donates its argument, and `state` may share arrays with the teacher.
+        # A copy, because the step donates its argument, and `state` may share arrays with the
+        # teacher.
         self.state: TrainState = jax.device_put(state, shardings, may_alias=False)
         self._monitor = make_monitor(self.graphdef)
         self.codes: Codes = initial_codes(self._monitor, self.graphdef, self.state)
@@ -137,8 +139,10 @@ class Run:
         sha256 = self.text.corpus.sha256
         if meta["corpus_sha256"] != sha256:
             raise CheckpointError(
-                f"{self.workdir}: this run's text was {meta['corpus_sha256']} (sha256) and now is {sha256}; going on "
-                "would not be the same run. Restore the text, or pass --overwrite or another --workdir."
+                f"{self.workdir}: this run's text was {meta['corpus_sha256']} (sha256) and now is "
+                f"{sha256}; going on "
+                "would not be the same run. Restore the text, or pass --overwrite or another "
+                "--workdir."
             )
         self.state, self.codes = restored["train"], restored["codes"]
         self.progress = Progress(step, **meta["progress"])
@@ -157,7 +161,7 @@ class Run:
             StopRequest() as stop,
             bar,
         ):
-            lag = _OneStepLag(lambda step, read: self._note(step, read, bar, checkpoints))
+            lag = OneStepLag(lambda step, read: self._note(step, read, bar, checkpoints))
             while progress.step < config.steps and stop.number is None:
                 if self._calibration.due(progress.step):
                     batch = put_batch(self.text.batches[progress.step], self.mesh)
@@ -178,7 +182,7 @@ class Run:
         metrics: MetricsFile,
         checkpoints: Checkpoints,
         bar: TrainProgress,
-        lag: "_OneStepLag",
+        lag: OneStepLag,
     ) -> None:
         config, step = self.config, self.progress.step
         last = step == config.steps
@@ -272,31 +276,3 @@ class Run:
             "tokens_per_second": self.config.batch * self.config.length / seconds,
             "train_seconds": self.progress.seconds,
         }
-
-
-class _OneStepLag:
-    """Reads a step's metrics while the next one runs, so that the device never waits for Python."""
-
-    def __init__(self, note: Callable[[int, tuple[float, float, float]], None]):
-        self._note, self._pending = note, None
-        self._clock = time.perf_counter()
-
-    def push(self, step: int, metrics: Metrics) -> None:
-        """Notes the step before this one."""
-        self.drain()
-        self._pending = (step, metrics)
-
-    def drain(self) -> None:
-        """Waits for the pending step, if there is one."""
-        if self._pending is None:
-            return
-        step, metrics = self._pending
-        self._pending = None
-        loss, grad_norm = jax.device_get(metrics)
-        now = time.perf_counter()
-        seconds, self._clock = now - self._clock, now
-        self._note(step, (float(loss), float(grad_norm), seconds))
-
-    def restart_clock(self) -> None:
-        """After work that is no step."""
-        self._clock = time.perf_counter()

@@ -1,7 +1,8 @@
 """Devices in a mesh (data, fsdp, tensor), and where state and batches lie on it.
 
-The batch is cut over `data` and `fsdp`, parameters over `fsdp` and `tensor`; XLA adds the communication. With both of the
-latter at 1 every device holds all parameters: plain data parallelism.
+The batch is cut over `data` and `fsdp`, parameters over `fsdp` and `tensor`; XLA adds the
+communication. With both of the latter at 1 every device holds all parameters: plain data
+parallelism.
 """
 
 from collections.abc import Sequence
@@ -66,5 +67,5 @@ def put_batch(windows: np.ndarray, mesh: Mesh) -> jax.Array:
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:
-    """A sharding for every leaf of a train state; optimizer moments lie where their parameter does."""
+    """A sharding for every leaf of a train state; moments lie where their parameter does."""
     return param_shardings(state, mesh)

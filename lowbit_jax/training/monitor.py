@@ -1,7 +1,8 @@
 """What quantization does to the weights while they train: flips, saturation, scales.
 
-- flips: share of codes that changed since the last look. Falls as a low-bit model settles; near 0 from the start means
-  that the latent weights do not move, a constant high value that they oscillate (learning rate too high).
+- flips: share of codes that changed since the last look. Falls as a low-bit model settles; near 0
+  from the start means that the latent weights do not move, a constant high value that they
+  oscillate (learning rate too high).
 - saturation: share of codes at either end of the grid; for binary always 1.
 - scale: mean over the layer's scales, global scale included.
 """
@@ -24,7 +25,10 @@ NAMES = ("flips", "saturation", "scale")
 
 
 def make_monitor(graphdef: Any) -> Callable[[TrainState, Codes], tuple[Codes, Any]]:
-    """`monitor(state, previous) -> (codes, numbers)`, compiled; `numbers` is float32 [layers, 3], in the order of `codes`."""
+    """`monitor(state, previous) -> (codes, numbers)`, compiled.
+
+    `numbers` is float32 [layers, 3], in the order of `codes`.
+    """
 
     @jax.jit
     def monitor(state: TrainState, previous: Codes) -> tuple[Codes, Any]:
@@ -62,8 +66,10 @@ def _frozen(graphdef: Any, state: TrainState) -> list[tuple[str, Any]]:
 
 
 def layers_with_codes(model: nnx.Module) -> list[tuple[str, Any]]:
-    """The layers whose kernel is quantized, with their paths; others may quantize activations only."""
-    return [(p, layer) for p, layer in lb.quantized_layers(model) if layer.scheme.weight is not None]
+    """The layers whose kernel is quantized; others may quantize activations only."""
+    return [
+        (p, layer) for p, layer in lb.quantized_layers(model) if layer.scheme.weight is not None
+    ]
 
 
 def describe(codes: Codes, numbers: Any) -> dict[str, Any]:

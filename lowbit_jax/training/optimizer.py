@@ -13,8 +13,8 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     """Clipping by the global norm, then AdamW (arXiv:1711.05101) under the config's schedules.
 
     Weights of rank 2 and more decay; norms, biases and learned scales do not. Learned scales move
-    with `scale_lr` times the learning rate: Adam's step does not depend on the gradient's size, and a
-    scale is much smaller than the weights it was made for.
+    with `scale_lr` times the learning rate: Adam's step does not depend on the gradient's size,
+    and a scale is much smaller than the weights it was made for.
     """
     parts = [optax.clip_by_global_norm(config.clip)] if config.clip else []
     parts.append(

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-
 import lowbit_jax as lb
 from lowbit_jax.checkpoint.manifest import FILE as MANIFEST
 from lowbit_jax.data import Tokenizer, tokenizer_from_json
@@ -13,7 +12,7 @@ from lowbit_jax.data import Tokenizer, tokenizer_from_json
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A model from disk; `metadata` is what `checkpoint_metadata` put beside it (empty in foreign checkpoints)."""
+    """A model from disk; `metadata` is what was saved beside it, {} if nothing was."""
 
     path: Path
     model: Any
@@ -23,14 +22,18 @@ class Loaded:
         """The tokenizer it was trained with. Raises: ValueError: The checkpoint does not say."""
         if "tokenizer" not in self.metadata:
             raise ValueError(
-                f"{self.path}: its manifest has no tokenizer in the metadata, so text cannot be read. "
+                f"{self.path}: its manifest has no tokenizer in the metadata, so text cannot be "
+                "read. "
                 'Save it with metadata={"tokenizer": tokenizer.to_json()}.'
             )
         return tokenizer_from_json(self.metadata["tokenizer"])
 
 
 def load_checkpoint(path: str | Path) -> Loaded:
-    """Loads the model at `path`. Raises: ValueError: No checkpoint there; the message says what is."""
+    """Loads the model at `path`.
+
+    Raises: ValueError: No checkpoint there; the message says what is.
+    """
     folder = find_checkpoint(Path(path))
     manifest = lb.checkpoint.read_manifest(folder)
     return Loaded(folder, lb.checkpoint.load(folder), manifest.get("metadata") or {})
@@ -42,10 +45,13 @@ def find_checkpoint(path: Path) -> Path:
         if (folder / MANIFEST).is_file():
             return folder
     if not path.exists():
-        raise ValueError(f"{path}: there is no such folder. A checkpoint is a run's folder or its packed/.")
+        raise ValueError(
+            f"{path}: there is no such folder. A checkpoint is a run's folder or its packed/."
+        )
     if (path / "config.json").exists():
         raise ValueError(
-            f"{path}: this run is not finished: it has no packed/ yet. Run its command again to the end."
+            f"{path}: this run is not finished: it has no packed/ yet. Run its command again to "
+            "the end."
         )
     raise ValueError(f"{path}: holds no checkpoint: neither {MANIFEST} nor packed/{MANIFEST}.")
 
@@ -61,5 +67,3 @@ def read_summary(run: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: is not JSON ({error}).") from error
     return summary
-
-

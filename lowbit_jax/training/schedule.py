@@ -9,10 +9,10 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
     """Linear warm-up from `lr / warmup`, then what `config.schedule` names.
 
     "cosine" falls to `final_lr` of the peak at the last step; "constant" stays at the peak.
-    "two_stage" is the cosine, multiplied by `stage2_lr` from the middle of the run on: the idea of the
-    training recipe of BitNet b1.58 (arXiv:2402.17764 and its follow-up notes), where latent weights want
-    a high rate first and then a sudden drop. Deviation: the two stages share one envelope, and the
-    drop's size is a field, because the notes give it per model size.
+    "two_stage" is the cosine, multiplied by `stage2_lr` from the middle of the run on: the idea of
+    the training recipe of BitNet b1.58 (arXiv:2402.17764 and its follow-up notes), where latent
+    weights want a high rate first and then a sudden drop. Deviation: the two stages share one
+    envelope, and the drop's size is a field, because the notes give it per model size.
     """
     if config.schedule == "constant":
         envelope: optax.Schedule = optax.constant_schedule(config.lr)

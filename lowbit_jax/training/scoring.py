@@ -57,8 +57,9 @@ def score(
 
     Args:
         loaded: From `load_checkpoint`.
-        source: "text:GLOB": all text of those files, joined by the separator; "stdlib" or "hf:...": their validation split;
-            "": the validation split of the run that made the checkpoint.
+        source: "text:GLOB": all text of those files, joined by the separator; "stdlib" or
+            "hf:...": their validation split; "": the validation split of the run that made the
+            checkpoint.
         length: Context length, in tokens; 0: that of the training.
         batch: Windows at once.
         max_windows: Only so many windows; 0: all.
@@ -97,7 +98,9 @@ def score(
 def _file_tokens(pattern: str, separator: str, tokenizer: Tokenizer) -> Int[np.ndarray, " n"]:
     paths = sorted(Path(p) for p in glob.glob(pattern, recursive=True) if Path(p).is_file())
     if not paths:
-        raise ValueError(f"text:{pattern}: matches no file. Quote the pattern, so that the shell leaves it.")
+        raise ValueError(
+            f"text:{pattern}: matches no file. Quote the pattern, so that the shell leaves it."
+        )
     texts = []
     for path in paths:
         try:

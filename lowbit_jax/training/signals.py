@@ -11,8 +11,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class StopRequest:
     """While entered, notes the first signal in `number` instead of dying of it.
 
-    A second signal acts as if this were not here, so an impatient Ctrl-C still ends the process. Outside the main thread
-    Python does not let anyone handle signals: there this does nothing.
+    A second signal acts as if this were not here, so an impatient Ctrl-C still ends the process.
+    Outside the main thread Python does not let anyone handle signals: there this does nothing.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,8 @@
 """The train step: one pure, jitted function from (state, batch) to (state, metrics).
 
 State is split once into what is differentiated (`nnx.Param`), everything else the model holds
-(statistics, random streams) and the optimizer's; Python is not entered again until the metrics are read.
+(statistics, random streams) and the optimizer's; Python is not entered again until the metrics are
+read.
 """
 
 import functools
@@ -34,7 +35,7 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Of one step, on the device: mean loss in nats per token, and the gradient's norm before clipping."""
+    """Of one step: mean loss in nats per token, and the gradient's norm before clipping."""
 
     loss: Float[Array, ""]
     grad_norm: Float[Array, ""]
@@ -64,10 +65,10 @@ def make_train_step(
     Args:
         graphdef: From `split`.
         optimizer: The one `split` was given.
-        accumulate: Parts that the batch is cut into; gradients are averaged over them, so that the update is
-            the one of the whole batch up to the order of float32 sums.
-        teacher: Adds its divergence to the loss; its weights are an argument of the compiled step, not
-            constants in it.
+        accumulate: Parts that the batch is cut into; gradients are averaged over them, so that the
+            update is the one of the whole batch up to the order of float32 sums.
+        teacher: Adds its divergence to the loss; its weights are an argument of the compiled step,
+            not constants in it.
         shardings: Of the returned state; None: as the compiler finds.
     Returns: The step; windows are int32 [batch, length + 1], inputs and targets in one.
     """

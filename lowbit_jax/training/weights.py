@@ -15,7 +15,7 @@ _MOST_WEIGHTS = 200_000
 
 
 def weight_samples(model: nnx.Module, count: int = 6) -> list[WeightSample]:
-    """Up to `count` layers, evenly over the depth: quantized ones, or the kernels of a float model."""
+    """Up to `count` layers, evenly over the depth; of a float model, its kernels."""
     if quantized := layers_with_codes(model):
         return [_on_grid(path, layer) for path, layer in _spread(quantized, count)]
     kernels = [

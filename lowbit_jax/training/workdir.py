@@ -1,6 +1,7 @@
 """A run's folder: whose it is, and in which state.
 
-`config.json` is written first and `summary.json` last, so what a folder holds tells how far its run came.
+`config.json` is written first and `summary.json` last, so what a folder holds tells how far its
+run came.
 """
 
 import json
@@ -15,7 +16,8 @@ from lowbit_jax.training.errors import DiskFull, is_disk_full
 def inspect(config: TrainConfig, workdir: Path, *, overwrite: bool = False) -> bool:
     """Whether `workdir` holds an unfinished run of `config`, to be resumed; changes nothing.
 
-    Raises: ValueError: The folder holds a finished run, another config's, or something that is no run.
+    Raises: ValueError: The folder holds a finished run, another config's, or something that is no
+        run.
     """
     if not workdir.exists() or (workdir.is_dir() and not any(workdir.iterdir())):
         return False
@@ -30,13 +32,15 @@ def inspect(config: TrainConfig, workdir: Path, *, overwrite: bool = False) -> b
     finished = (workdir / "summary.json").exists()
     if changed:
         raise ValueError(
-            f"{workdir}: belongs to {'a finished' if finished else 'an unfinished'} run of another config; "
+            f"{workdir}: belongs to {'a finished' if finished else 'an unfinished'} run of "
+            "another config; "
             "fields that differ (there -> here):\n  " + "\n  ".join(changed) + "\n"
             "Pass another --workdir, or --overwrite to move the old run to a backup and start anew."
         )
     if finished:
         raise ValueError(
-            f"{workdir}: this run is finished (see {workdir / 'report.md'}). Pass --overwrite to move it to a "
+            f"{workdir}: this run is finished (see {workdir / 'report.md'}). Pass --overwrite to "
+            "move it to a "
             "backup and train again, or another --workdir."
         )
     return True
@@ -45,7 +49,8 @@ def inspect(config: TrainConfig, workdir: Path, *, overwrite: bool = False) -> b
 def claim(config: TrainConfig, workdir: Path) -> Path | None:
     """Makes `workdir`, which `inspect` has seen, a new run of `config`.
 
-    Returns: Where a run that was there has been moved: `<workdir>.1`, or the next number that is free.
+    Returns: Where a run that was there has been moved: `<workdir>.1`, or the next number that is
+        free.
     """
     backup = None
     if workdir.exists() and any(workdir.iterdir()):
@@ -63,7 +68,8 @@ def read_config(workdir: Path) -> TrainConfig:
         return from_dict(json.loads(path.read_text()))
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path}: is no config of this version ({error}). Pass another --workdir, or --overwrite."
+            f"{path}: is no config of this version ({error}). Pass another --workdir, or "
+            "--overwrite."
         ) from error
 
 

@@ -1,12 +1,14 @@
 """The CNN's norms follow the mode it is in."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from lowbit_jax.models import CNN, CNNConfig
 
-IMAGES = np.float32(np.random.default_rng(0).normal(1, 3, (4, 6, 6, 2)))
+IMAGES = jnp.asarray(np.random.default_rng(0).normal(1, 3, (4, 6, 6, 2)), jnp.float32)
 
 
 CONFIG = CNNConfig(in_channels=2, channels=(4, 8), out_features=3)
@@ -16,7 +18,14 @@ forward = nnx.jit(lambda model, images: model(images))
 
 @pytest.fixture(scope="module")
 def model() -> CNN:
-    return CNN(CONFIG, rngs=nnx.Rngs(0))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: CNN(CONFIG, rngs=nnx.Rngs(0))))
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        near = {"kernel": rng.normal(size=leaf.shape) / 4, "scale": 1.0, "var": 1.0}
+        return leaf.replace(np.full(leaf.shape, near.get(path[-1], 0.0), np.float32))
+
+    return nnx.merge(graphdef, jax.device_put(nnx.map_state(draw, state)))
 
 
 def test_shapes_and_paths():

@@ -15,14 +15,12 @@ GOOD = DecoderConfig(vocab=8, dim=12, layers=1, heads=6, kv_heads=3, ffn_dim=8, 
     [
         ({"dim": 0}, r"dim=0 must be made of integers >= 1"),
         ({"layers": True}, r"layers=True"),
-        ({"vocab": "256"}, r"vocab='256'"),
         ({"kv_heads": 4}, r"heads=6 is not a multiple of kv_heads=4.*fit: \[1, 2, 3, 6\]"),
         ({"dim": 14}, r"dim=14 does not split into heads=6 \(14 = 2 \* 6 \+ 2\)"),
         ({"head_dim": 0}, r"head_dim=0"),
         ({"head_dim": 3}, r"heads of width 3 cannot be rotated"),
         ({"norm_eps": 0.0}, r"norm_eps=0.0 must be a number > 0"),
         ({"rope_theta": float("nan")}, r"rope_theta=nan"),
-        ({"tied": 1}, r"tied=1 must be True or False"),
         ({"dtype": "float16"}, r"'float16' is not known. Known: \['float32', 'bfloat16'\]"),
     ],
     ids=str,
@@ -30,6 +28,21 @@ GOOD = DecoderConfig(vocab=8, dim=12, layers=1, heads=6, kv_heads=3, ffn_dim=8, 
 def test_a_wrong_field_is_named_with_its_value(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(GOOD, **change)
+
+
+@pytest.mark.parametrize(
+    ("field", "make"),
+    [
+        ("vocab", lambda: dataclasses.replace(GOOD, vocab="256")),
+        ("tied", lambda: dataclasses.replace(GOOD, tied=1)),
+        ("hidden", lambda: MLPConfig(4, [8], 2)),
+        ("hidden", lambda: MLPConfig(4, 8.0, 2)),
+    ],
+)
+def test_a_field_of_the_wrong_type_is_named(field, make):
+    # A runtime type checker, where one is switched on, speaks first, with its own TypeError.
+    with pytest.raises((ValueError, TypeError), match=field):
+        make()
 
 
 def test_width_of_a_head_follows_from_dim_unless_it_is_set():
@@ -48,8 +61,6 @@ def test_dtype_names_the_type_that_is_computed_in():
     ("make", "message"),
     [
         (lambda: MLPConfig(4, (8, 0), 2), r"MLPConfig: hidden=\(8, 0\)"),
-        (lambda: MLPConfig(4, [8], 2), r"hidden=\[8\] is a list.*write \(8,\)"),
-        (lambda: MLPConfig(4, 8.0, 2), r"hidden=8.0"),
         (lambda: CNNConfig(3, (), 2), r"channels=\(\) leaves no stage"),
         (lambda: CNNConfig(3, (4,), 2, kernel_size=0), r"CNNConfig: kernel_size=0"),
     ],

@@ -15,7 +15,7 @@ PLAIN = DecoderConfig(vocab=31, dim=16, layers=2, heads=4, kv_heads=2, ffn_dim=2
 FULL = dataclasses.replace(
     PLAIN, tied=True, qkv_bias=True, qk_norm=True, sub_norm=True, head_dim=6, kv_heads=1
 )
-TOKENS = np.random.default_rng(7).integers(0, PLAIN.vocab, (2, 9), dtype=np.int32)
+TOKENS = jnp.asarray(np.random.default_rng(7).integers(0, PLAIN.vocab, (2, 9)), jnp.int32)
 
 forward = jax.jit(lambda model, tokens: model(tokens))
 step = jax.jit(lambda model, cache, tokens: (model(tokens, cache), cache))
@@ -45,7 +45,7 @@ def make(config: DecoderConfig) -> Decoder:
 
 
 def rounding(config: DecoderConfig, logits: np.ndarray) -> float:
-    """First-order bound: a product of K terms errs by K * eps, and 7 a layer and the head add up."""
+    """First-order bound: products of K terms err by K * eps; 7 a layer and the head add up."""
     k = max(config.dim, config.ffn_dim, config.heads * config.head_size)
     return (7 * config.layers + 1) * k * EPS * float(np.max(np.abs(logits)))
 
@@ -198,9 +198,10 @@ def test_a_cache_written_past_its_end_answers_nan_and_not_something_plausible(fo
 
 
 def test_no_token_sees_a_later_one(plain):
-    changed = TOKENS.copy()
-    changed[:, 5] = (TOKENS[:, 5] + 1) % PLAIN.vocab
-    before, after = np.asarray(forward(plain, TOKENS)), np.asarray(forward(plain, changed))
+    changed = np.array(TOKENS)
+    changed[:, 5] = (changed[:, 5] + 1) % PLAIN.vocab
+    before = np.asarray(forward(plain, TOKENS))
+    after = np.asarray(forward(plain, jnp.asarray(changed)))
     # Masked weights are exactly 0, so that what they multiply cannot even show in the last bit.
     np.testing.assert_array_equal(before[:, :5], after[:, :5])
     assert np.all(np.any(before[:, 5:] != after[:, 5:], axis=-1))

@@ -17,9 +17,10 @@ def state(toy):
 
 
 def numbers(state):
-    leaves = jax.tree.leaves(state)
-    keys = [x for x in leaves if jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
-    return [np.asarray(x) for x in leaves if x not in keys] + [jax.random.key_data(k) for k in keys]
+    return [
+        np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+        for x in jax.tree.leaves(state)
+    ]
 
 
 def test_round_trip_is_exact_and_keeps_two(tmp_path, state):
@@ -70,7 +71,9 @@ def test_another_model_and_a_foreign_folder_are_refused(tmp_path, state):
     (foreign / "checkpoints" / "7").mkdir(parents=True)
     with (
         Checkpoints(foreign) as checkpoints,
-        pytest.raises(CheckpointError, match=r"checkpoints/7: cannot be read: .*There is no older one"),
+        pytest.raises(
+            CheckpointError, match=r"checkpoints/7: cannot be read: .*There is no older one"
+        ),
     ):
         checkpoints.restore(state)
 
@@ -87,7 +90,9 @@ def test_a_full_disk_is_one_message_and_earlier_checkpoints_stay(tmp_path, state
         with pytest.raises(DiskFull, match=r"checkpoint of step 2 .* steps \[1\] are intact"):
             checkpoints.save(2, state, {})
         monkeypatch.setattr(
-            checkpoints._manager, "save", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EIO, "x"))
+            checkpoints._manager,
+            "save",
+            lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EIO, "x")),
         )
         with pytest.raises(OSError, match="x"):
             checkpoints.save(2, state, {})

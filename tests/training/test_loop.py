@@ -56,7 +56,9 @@ def test_a_run_stopped_by_sigterm_goes_on_bit_for_bit(
     whole = uninterrupted(tiny, quiet)
     with monkeypatch.context() as patch:
         at_step(patch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(Interrupted, match=r"SIGTERM after step \d; .* Run the same command") as stop:
+        with pytest.raises(
+            Interrupted, match=r"SIGTERM after step \d; .* Run the same command"
+        ) as stop:
             loop.train_steps(tiny, tmp_path / "run", console=quiet)
     assert stop.value.exit_code == 128 + signal.SIGTERM
     loop.train_steps(tiny, tmp_path / "run", console=quiet)
@@ -92,9 +94,12 @@ def test_data_parallel_losses_are_those_of_one_device(tiny, quiet, tmp_path, uni
     tiny.mesh = MeshConfig(data=-1)
     run = loop.train_steps(tiny, tmp_path / "run", console=quiet)
     assert run.mesh.size == 8
-    got, expected = (series(rows, "train", "loss")[1] for rows in (without_times(tmp_path / "run"), one))
-    # 128 losses and their gradients are summed in another order: eps * 128 a step. Adam divides by the gradient's size, so
-    # that an element of any size can carry it on into all 12 steps, each with at most its whole relative error.
+    got, expected = (
+        series(rows, "train", "loss")[1] for rows in (without_times(tmp_path / "run"), one)
+    )
+    # 128 losses and their gradients are summed in another order: eps * 128 a step. Adam divides by
+    # the gradient's size, so that an element of any size can carry it on into all 12 steps, each
+    # with at most its whole relative error.
     np.testing.assert_allclose(got, expected, rtol=12 * 128 * np.finfo(np.float32).eps)
 
 
@@ -155,7 +160,9 @@ def test_calibrated_activations_are_found_before_the_first_step(tiny, quiet, tmp
         console=quiet,
     )
     stats = [
-        np.asarray(leaf) for leaf in loop.jax.tree.leaves(run.state.rest) if leaf.dtype == np.float32
+        np.asarray(leaf)
+        for leaf in loop.jax.tree.leaves(run.state.rest)
+        if leaf.dtype == np.float32
     ]
     assert stats
     assert all(np.isfinite(s).all() and (s > 0).all() for s in stats)

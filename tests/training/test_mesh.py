@@ -40,8 +40,8 @@ def on_one_device(toy):
 def test_losses_are_those_of_one_device(toy, mesh, on_one_device):
     got, state = losses(toy(), mesh)
     assert len(jax.tree.leaves(state.params)[0].sharding.device_set) == 8
-    # Sums over 64 tokens, and over up to 32 features where they are cut, come in another order: at most 96 roundings a step,
-    # which plain SGD at this rate does not amplify.
+    # Sums over 64 tokens, and over up to 32 features where they are cut, come in another order: at
+    # most 96 roundings a step, which plain SGD at this rate does not amplify.
     roundings = 96 * np.arange(1, STEPS + 1)
     np.testing.assert_array_less(
         np.abs(got - on_one_device), roundings * np.finfo(np.float32).eps * on_one_device
@@ -58,7 +58,11 @@ def test_fsdp_and_tensor_cut_kernels_and_their_moments(toy):
 
 
 def test_minus_one_takes_what_is_left():
-    assert dict(make_mesh(MeshConfig(data=-1, tensor=2)).shape) == {"data": 4, "fsdp": 1, "tensor": 2}
+    assert dict(make_mesh(MeshConfig(data=-1, tensor=2)).shape) == {
+        "data": 4,
+        "fsdp": 1,
+        "tensor": 2,
+    }
     assert make_mesh(MeshConfig()).size == 1
 
 

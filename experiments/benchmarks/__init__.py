@@ -1,0 +1,1 @@
+"""Benchmark suites: each checks correctness first, then measures ratios within one run."""

@@ -1,0 +1,100 @@
+"""Every code of every format, written out or computed without jax."""
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from lowbit_jax import formats
+
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
+# Two's complement with the sign bit flipped: code 0 is the most negative integer.
+_INTEGERS = {f"int{b}": [c - 2 ** (b - 1) for c in range(2**b)] for b in range(2, 9)}
+_UNSIGNED = {f"uint{b}": list(range(2**b)) for b in range(2, 9)}
+# OCP MX v1.0, table 5 (FP4): S EE M, bias 1.
+_E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+TABLES: dict[str, list[float]] = {
+    **_INTEGERS,
+    **_UNSIGNED,
+    "int4_narrow": _INTEGERS["int4"],
+    "int8_narrow": _INTEGERS["int8"],
+    "int2_half": [-1.5, -0.5, 0.5, 1.5],
+    "ternary": [-1, 0, 1, 2],
+    "binary": [-1, 1],
+    "fp4_e2m1": _E2M1 + [-v for v in _E2M1],
+    # QLoRA (arXiv:2305.14314), appendix E.
+    "nf4": [
+        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+        -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+        0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+        0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+    ],
+}  # fmt: skip
+# Codes that no value encodes to: the last of ternary, the lowest of narrow ranges, e2m1's minus zero.
+UNUSED = {"ternary": {3}, "int4_narrow": {0}, "int8_narrow": {0}, "fp4_e2m1": {8}}
+
+
+def test_every_format_has_a_table():
+    assert {fmt.name for fmt in formats.ALL} == set(TABLES)
+
+
+@pytest.mark.parametrize("fmt", formats.ALL, ids=lambda fmt: fmt.name)
+def test_codes_stand_for_the_values_of_the_table(fmt):
+    table = np.float32(TABLES[fmt.name])
+    decoded = np.asarray(fmt.decode(jnp.arange(len(table), dtype=jnp.uint8)))
+    np.testing.assert_array_equal(decoded, table)
+
+
+@pytest.mark.parametrize("fmt", formats.ALL, ids=lambda fmt: fmt.name)
+def test_values_of_the_table_round_to_themselves_and_encode_to_their_codes(fmt):
+    table = np.float32(TABLES[fmt.name])
+    unused = UNUSED.get(fmt.name, set())
+    codes = np.array([c for c in range(len(table)) if c not in unused], np.uint8)
+    values = jnp.asarray(table[codes])
+    np.testing.assert_array_equal(fmt.encode(values), codes)
+    np.testing.assert_array_equal(fmt.round(values), table[codes])
+
+
+@pytest.mark.parametrize("fmt", formats.ALL, ids=lambda fmt: fmt.name)
+def test_attributes_follow_from_the_table(fmt):
+    used = [v for c, v in enumerate(TABLES[fmt.name]) if c not in UNUSED.get(fmt.name, set())]
+    assert fmt.max == np.float32(max(abs(v) for v in used))
+    assert fmt.half_range == (max(used) - min(used)) / 2
+    assert len(TABLES[fmt.name]) == 2**fmt.bits
+    zero = [c for c, v in enumerate(TABLES[fmt.name]) if v == 0]
+    assert fmt.zero_code == (zero[0] if zero else 0)
+
+
+def test_e2m1_rounds_ties_to_the_even_mantissa_and_saturates():
+    ties = {0.25: 0, 0.75: 1, 1.25: 1, 1.75: 2, 2.5: 2, 3.5: 4, 5.0: 4, 7.0: 6, 1e30: 6}
+    for v, rounded in ties.items():
+        got = np.asarray(formats.FP4_E2M1.round(jnp.float32([v, -v])))
+        np.testing.assert_array_equal(got, np.float32([rounded, -rounded]))
+
+
+def test_e2m1_agrees_with_ml_dtypes_bit_for_bit():
+    v = np.linspace(-8, 8, 4097, dtype=np.float32)  # steps of 1/256: every tie is hit
+    theirs = v.astype(ml_dtypes.float4_e2m1fn)
+    codes = np.asarray(formats.FP4_E2M1.encode(jnp.asarray(v)))
+    negative_zero = theirs.view(np.uint8) == 8  # ours is always plus zero
+    np.testing.assert_array_equal(codes, np.where(negative_zero, 0, theirs.view(np.uint8)))
+
+
+@pytest.mark.parametrize(
+    ("name", "v", "rounded"),
+    [
+        ("int4", [-9, -8.5, -7.5, -0.5, 0.5, 1.5, 2.5, 7.5], [-8, -8, -8, 0, 0, 2, 2, 7]),
+        ("int4_narrow", [-9, -8, -7.5, 7.5], [-7, -7, -7, 7]),
+        ("uint2", [-1, 0.5, 1.5, 2.5, 9], [0, 0, 2, 2, 3]),
+        # Half-shifted levels: every integer is a tie, and goes up.
+        ("int2_half", [-9, -1, -0.01, 0, -0.0, 1, 0.99], [-1.5, -0.5, -0.5, 0.5, 0.5, 1.5, 0.5]),
+        ("ternary", [-1.5, -0.5, 0.5, 0.51, 9], [-1, 0, 0, 1, 1]),
+        ("binary", [-0.1, -0.0, 0.0, 0.1], [-1, 1, 1, 1]),
+        ("nf4", [-2, 0.03979014977812767, 0.0398, 2], [-1, 0, 0.07958029955625534, 1]),
+    ],
+)
+def test_ties_and_saturation(name, v, rounded):
+    got = np.asarray(formats.get(name).round(jnp.float32(v)))
+    np.testing.assert_array_equal(got, np.float32(rounded))
+    assert not np.signbit(got[got == 0]).any(), "zero is always plus zero"

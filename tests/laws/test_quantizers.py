@@ -1,0 +1,214 @@
+"""The law of quantizers, for all of them: training sees what the checkpoint stores, bit for bit.
+
+Eager, every pair of (format, granularity, scale format) is covered once per quantizer; the whole
+product is marked slow. Programs cost a compilation each: they run one case of every kind of
+arithmetic, and must also give the very bits of the eager run, codes and scales included.
+"""
+
+import functools
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from lowbit_jax import formats, testing
+from lowbit_jax.qtensor import encode
+from lowbit_jax.quantizers import LSQ, AbsMean, Absmax, MinMax, StaticAbsmax
+from lowbit_jax.spec import (
+    BFLOAT16,
+    E4M3,
+    E8M0,
+    FLOAT16,
+    SCALE_FORMATS,
+    Block,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    PerToken,
+    QuantSpec,
+)
+
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
+DTYPES = (jnp.float32, jnp.bfloat16)
+
+
+def _every():
+    for q in testing.admitted():
+        # The searched start costs a compiled loop per spec; the law holds for any scale.
+        yield LSQ(q.spec, start="absmax") if isinstance(q, LSQ) else q
+
+
+def _diagonal(q):
+    """A Latin square: every pair of two properties stays, one of five triples."""
+    return (
+        formats.ALL.index(q.spec.format)
+        + testing.GRANULARITIES.index(q.spec.granularity)
+        + list(SCALE_FORMATS.values()).index(q.spec.scale_format)
+    ) % 5 == 0
+
+
+def _learned(states, factors):
+    """States as training leaves them: no longer what the array's range is."""
+    return [{name: leaf * factors for name, leaf in state.items()} for state in states]
+
+
+@pytest.mark.parametrize("fmt", formats.ALL, ids=lambda fmt: fmt.name)
+def test_training_sees_what_the_checkpoint_stores(fmt):
+    for q in filter(_diagonal, _every()):
+        if q.spec.format == fmt:
+            x = testing.awkward_array((1, 64, 32), seed=0, axis=q.spec.granularity.axis)
+            for dtype in DTYPES:
+                testing.Law([q], testing.eager).check(jnp.asarray(x, dtype))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("magnitude", [1.0, 1e-36, 1e-30, 1e30])
+@pytest.mark.parametrize("fmt", formats.ALL, ids=lambda fmt: fmt.name)
+def test_training_sees_what_the_checkpoint_stores_at_every_magnitude(fmt, magnitude):
+    for q in _every():
+        if q.spec.format == fmt:
+            axis = q.spec.granularity.axis
+            x = testing.awkward_array((1, 64, 32), seed=1, magnitude=magnitude, axis=axis)
+            for dtype in DTYPES:
+                testing.Law([q], testing.eager).check(jnp.asarray(x, dtype))
+
+
+# One case of every kind of arithmetic: formats, levels of scales, zero points, block shapes.
+WEIGHTS = (
+    Absmax(QuantSpec(format=formats.INT4, granularity=PerGroup(16), scale_format=BFLOAT16)),
+    Absmax(QuantSpec(format=formats.FP4_E2M1, granularity=PerGroup(16), scale_format=E4M3)),
+    Absmax(QuantSpec(format=formats.INT2_HALF, granularity=Block(16, 8))),
+    Absmax(QuantSpec(format=formats.NF4, granularity=PerGroup(16), scale_format=FLOAT16)),
+    MinMax(QuantSpec(format=formats.UINT3, granularity=PerChannel(), symmetric=False)),
+    AbsMean(QuantSpec(format=formats.TERNARY, granularity=PerTensor())),
+    AbsMean(QuantSpec(format=formats.BINARY, granularity=Block(16, None), scale_format=BFLOAT16)),
+    LSQ(QuantSpec(format=formats.INT3, granularity=PerChannel()), start="absmax"),
+)
+ACTIVATIONS = (
+    Absmax(QuantSpec(format=formats.INT8_NARROW, granularity=PerToken())),
+    Absmax(QuantSpec(format=formats.FP4_E2M1, granularity=PerToken(16), scale_format=E8M0)),
+    StaticAbsmax(QuantSpec(format=formats.FP4_E2M1, granularity=PerToken(16), scale_format=E4M3)),
+    StaticAbsmax(QuantSpec(format=formats.INT8, granularity=PerTensor())),
+)
+
+
+@functools.cache
+def _law(cases, mode):
+    # Weights are cut along K, at whole groups, and along N; activations by rows and along K.
+    mesh = jax.make_mesh((4, 2), ("k", "n"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    transforms = {
+        "eager": testing.eager,
+        "jitted": testing.jitted,
+        "vmapped": testing.vmapped,
+        "scanned": testing.scanned,
+        "sharded": testing.sharded(mesh, "k", "n"),
+    }
+    return testing.Law(cases, transforms[mode])
+
+
+def _stack(cases, seed, magnitude, dtype):
+    axis = cases[0].spec.granularity.axis
+    x = testing.awkward_array((2, 64, 16), seed, magnitude=magnitude, axis=axis)
+    return jnp.asarray(x, dtype)
+
+
+@pytest.mark.parametrize(
+    ("cases", "dtype"),
+    [
+        pytest.param(WEIGHTS[::2], jnp.float32, id="weights-float32"),
+        pytest.param(WEIGHTS[1::2], jnp.bfloat16, id="weights-bfloat16"),
+        pytest.param(ACTIVATIONS[::2], jnp.bfloat16, id="activations-bfloat16"),
+        pytest.param(ACTIVATIONS[1::2], jnp.float32, id="activations-float32"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["jitted", "vmapped", "scanned", "sharded"])
+def test_every_program_gives_the_bits_of_the_eager_one(mode, cases, dtype):
+    x = _stack(cases, 3, 1.0, dtype)
+    states = _learned([testing.stacked_state(q, x) for q in cases], np.float32(0.7))
+    expected = _law(cases, "eager").check(x, states)
+    actual = _law(cases, mode).check(x, states)
+    testing.assert_same_bits(actual, expected, f"{mode} against eager")
+
+
+@hypothesis.settings(max_examples=25)
+@hypothesis.given(
+    seed=st.integers(0, 2**31 - 1),
+    exponent=st.integers(-30, 30),
+    factor=st.floats(-0.5, 2.0, width=32),
+)
+def test_the_law_holds_for_any_data_and_any_learned_scale(seed, exponent, factor):
+    cases = WEIGHTS[::2] if seed % 2 else WEIGHTS[1::2]
+    dtype = jnp.float32 if seed % 2 else jnp.bfloat16
+    x = _stack(cases, seed, 10.0**exponent, dtype)
+    states = [testing.stacked_state(q, x) for q in cases]
+    # Also scales that training drove to zero or below: they are used at the smallest there is.
+    _law(cases, "vmapped").check(x, _learned(states, np.float32(factor)))
+
+
+@pytest.mark.parametrize("axes", [("d", None), (None, "d")], ids=["along K", "along N"])
+def test_no_code_depends_on_how_the_array_is_cut(axes):
+    cases = (
+        Absmax(QuantSpec(format=formats.INT4, granularity=PerGroup(16))),
+        AbsMean(QuantSpec(format=formats.TERNARY, granularity=PerTensor())),
+        AbsMean(QuantSpec(format=formats.TERNARY, granularity=PerChannel())),
+    )
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    x = testing.awkward_array((1, 128, 16), seed=5)
+    whole = testing.Law(cases, testing.jitted).check(x)
+    cut = testing.Law(cases, testing.sharded(mesh, *axes)).check(x)
+    testing.assert_same_bits(cut, whole, f"8 devices, {axes}")
+
+
+def test_training_steps_see_it_too():
+    # The values inside a differentiated program with work before and after the quantizer.
+    q = WEIGHTS[1]
+    w = jnp.asarray(testing.awkward_array((64, 16), seed=6), jnp.bfloat16)
+    x = jnp.asarray(testing.awkward_array((4, 64), seed=7), jnp.bfloat16)
+
+    @jax.jit
+    def step(w, x):
+        def loss(w):
+            w_hat = q.fake_quant(w, {})
+            return jnp.sum(jnp.dot(x, w_hat).astype(jnp.float32)), w_hat
+
+        return jax.grad(loss, has_aux=True)(w)
+
+    gradient, w_hat = step(w, x)
+    testing.assert_same_bits(w_hat, q.freeze(w, {}).dequantize(), "the kernel in a training step")
+    # Straight through: the gradient of sum(x @ w) is the sum of x over rows, to bfloat16's last bit.
+    expected = np.asarray(x, np.float32).sum(0)
+    actual = np.asarray(gradient, np.float32)
+    tolerance = 4 * 2.0**-8 * np.abs(np.asarray(x, np.float32)).sum(0)[:, None]
+    assert (np.abs(actual - expected[:, None]) <= tolerance).all()
+
+
+@pytest.mark.parametrize("cases", [WEIGHTS, ACTIVATIONS], ids=["weights", "activations"])
+def test_subnormal_numbers_count_as_zeros(cases):
+    tiny = np.float32([1e-39, -1e-39, -1e-45, 0.0]).repeat(4)
+    x = np.broadcast_to(tiny, (64, 16)).copy()
+    x[:, 8:] += np.float32(1)  # lines with something in them
+    x[0, 8:] = -1e-40
+    for q in cases:
+        testing.Law([q], testing.eager).check(x[None])
+
+
+@pytest.mark.parametrize("q", WEIGHTS + ACTIVATIONS, ids=str)
+def test_nan_is_never_hidden(q):
+    x = testing.awkward_array((64, 16), seed=8)
+    state = testing.calibrated(q, jnp.asarray(x))
+    x[5, 3] = np.nan
+    seen = np.asarray(q.fake_quant(jnp.asarray(x), state))
+    assert np.isnan(seen[5, 3])
+
+
+@pytest.mark.parametrize("q", WEIGHTS + ACTIVATIONS, ids=str)
+def test_requantizing_with_the_same_range_keeps_every_code(q):
+    x = jnp.asarray(testing.awkward_array((64, 16), seed=9, axis=q.spec.granularity.axis))
+    state = testing.calibrated(q, x)
+    frozen = q.freeze(x, state)
+    again = encode(frozen.dequantize(), q.spec, frozen.range())
+    np.testing.assert_array_equal(again.codes(), frozen.codes())
