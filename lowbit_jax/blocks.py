@@ -1,7 +1,7 @@
-"""The blocks of a granularity, as a reshape: every block's elements lie along axes where its scale has length 1.
+"""The blocks of a granularity, as a reshape: a block's elements lie along axes where its scale has 1.
 
-An axis that one block covers, or whose blocks have one element, needs no reshape: per-tensor and per-channel views cost
-nothing, and only groups split an axis in two.
+An axis that one block covers, or whose blocks have one element, needs no reshape: per-tensor and
+per-channel views cost nothing, and only groups split an axis in two.
 """
 
 import dataclasses
@@ -75,12 +75,12 @@ class BlockView:
         return x.reshape(self.shape)
 
     def reduce(self, f: Callable[..., Array], x: Array) -> Array:
-        """`f(x, axis=..., keepdims=True)` over every block of an array, in the shape of the scale."""
+        """`f(x, axis=..., keepdims=True)` over every block, in the shape of the scale."""
         return f(self.split(x), axis=self.block_axes, keepdims=True).reshape(self.scale_shape)
 
 
 def reduce_matrix(f: Callable[..., Array], x: Array, spec: QuantSpec) -> Array:
-    """`f` over every trailing matrix (Block) or row (PerToken), with those axes kept at length 1."""
+    """`f` over every trailing matrix (Block) or row (PerToken), with its axes kept at length 1."""
     axes = (-2, -1) if isinstance(spec.granularity, Block) else (-1,)
     return f(x, axis=axes, keepdims=True)
 
@@ -88,8 +88,8 @@ def reduce_matrix(f: Callable[..., Array], x: Array, spec: QuantSpec) -> Array:
 def pinned(x: Array) -> Array:
     """`x`, with no algebra across it.
 
-    XLA reassociates products and quotients with constants, so that a scale would differ in its last bit between eager,
-    jitted and fused programs; scales are small, and pinning them costs nothing.
+    XLA reassociates products and quotients with constants, so that a scale would differ in its last
+    bit between eager, jitted and fused programs; scales are small, and pinning them costs nothing.
     """
     return lax.optimization_barrier(x)
 
@@ -106,7 +106,7 @@ def divided(x: Array, scale: Array) -> Array:
 
 
 def rounded_cast(x: Array, dtype: jnp.dtype) -> Array:
-    """float32 to `dtype`, rounded once, even where XLA would keep "excess precision" of a fusion."""
+    """float32 to `dtype`, rounded once, even where XLA keeps "excess precision" in a fusion."""
     if dtype == jnp.bfloat16:
         x = lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
     elif dtype == jnp.float16:

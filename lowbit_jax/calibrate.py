@@ -1,7 +1,8 @@
 """Range finding: array -> Range(scale, zero_point, global_scale).
 
-Every function is a deterministic function of the array that does not depend on the order of a reduction, so that sharding
-or fusing it changes no code: maxima do not, and means are summed in integers. Constants enter as float32 reciprocals.
+Every function is a deterministic function of the array that does not depend on the order of a
+reduction, so that sharding or fusing it changes no code: maxima do not, and means are summed in
+integers. Constants enter as float32 reciprocals.
 """
 
 import math
@@ -23,15 +24,17 @@ _SMALLEST_GLOBAL: Final = 2.0**-110
 def absmax(x: Array, spec: QuantSpec, *, global_absmax: Array | None = None) -> Range:
     """Symmetric range from the largest magnitude of each block.
 
-    scale = absmax / half_range of the format: `2 absmax / (2**b - 1)` for full integer ranges (GPTQ's convention),
-    `absmax / (2**(b-1) - 1)` for narrow ones, `absmax / 6` for e2m1.
+    scale = absmax / half_range of the format: `2 absmax / (2**b - 1)` for full integer ranges
+    (GPTQ's convention), `absmax / (2**(b-1) - 1)` for narrow ones, `absmax / 6` for e2m1.
     With e8m0 scales: `2**(floor(log2 absmax) - floor(log2 max))` (OCP MX v1.0, section 6.3).
-    With e4m3 scales (NVFP4): global_scale = absmax of the matrix / (448 * max), scale = e4m3(absmax / max / global_scale).
+    With e4m3 scales (NVFP4): global_scale = absmax of the matrix / (448 * max), scale = e4m3(absmax
+    / max / global_scale).
 
     Args:
         x: Array as the spec's granularity sees it.
         spec: Its spec; symmetric.
-        global_absmax: With e4m3 scales, the magnitude that the global scale covers; default: that of `x`.
+        global_absmax: With e4m3 scales, the magnitude that the global scale covers; default: that
+            of `x`.
 
     Raises:
         ValueError: The spec is asymmetric, or an axis does not split into its blocks.
@@ -84,8 +87,9 @@ def _asymmetric(low: Array, high: Array, spec: QuantSpec) -> Range:
 def absmean(x: Array, spec: QuantSpec, *, eps: float = 1e-5) -> Range:
     """Symmetric range from the mean magnitude of each block: scale = max(mean |x|, eps).
 
-    BitNet b1.58's ternary scale (arXiv:2402.17764, Eq. 1 to 3) and, for the binary format, XNOR-Net's (arXiv:1603.05279, Eq. 6).
-    The mean is a sum of integers: |x| / max in fixed point of at least 2**-18 of the maximum for K up to 4096.
+    BitNet b1.58's ternary scale (arXiv:2402.17764, Eq. 1 to 3) and, for the binary format,
+    XNOR-Net's (arXiv:1603.05279, Eq. 6). The mean is a sum of integers: |x| / max in fixed point of
+    at least 2**-18 of the maximum for K up to 4096.
 
     Raises:
         ValueError: The spec is asymmetric, or an axis does not split into its blocks.
@@ -125,9 +129,12 @@ def _bits_of_count(x: Array, axes: tuple[int, ...]) -> int:
 
 
 def mse(x: Array, spec: QuantSpec, *, steps: int = 80, smallest: float = 0.2) -> Range:
-    """The range of least squared error of each block, searched on a grid of shrunken absmax (or min-max) ranges.
+    """The range of least squared error of each block, searched among shrunken full ranges.
 
-    GPTQ's search (`grid` 100, `maxshrink` 0.8) with the error norm 2 instead of 2.4. Not for use inside a training step.
+    The full range is absmax, or min-max if the spec is asymmetric.
+
+    GPTQ's search (`grid` 100, `maxshrink` 0.8) with the error norm 2 instead of 2.4. Not for use
+    inside a training step.
 
     Args:
         x: Array as the spec's granularity sees it.
@@ -163,4 +170,3 @@ def mse(x: Array, spec: QuantSpec, *, steps: int = 80, smallest: float = 0.2) ->
     start = (jnp.full(view.scale_shape, jnp.inf, jnp.float32), full)
     (_, best), _ = jax.lax.scan(step, start, shares)
     return best
-

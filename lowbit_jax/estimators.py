@@ -1,6 +1,7 @@
-"""Gradient rules of rounding, each a jax.custom_vjp: the forward value is exactly the one on the grid.
+"""Gradient rules of rounding, each a jax.custom_vjp: the forward value is exactly on the grid.
 
-`x + stop_gradient(q - x)` is not `q`: 2 to 4 % of the elements land off the grid in float32 and bfloat16.
+`x + stop_gradient(q - x)` is not `q`: 2 to 4 % of the elements land off the grid in float32 and
+bfloat16.
 """
 
 import functools
@@ -16,7 +17,7 @@ from lowbit_jax.formats import IntGrid
 
 @jax.custom_vjp
 def ste(x: Float[Array, "*n"], x_hat: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """The value of `x_hat`, the gradient of `x`: the straight-through estimator (arXiv:1308.3432)."""
+    """The value of `x_hat`, the gradient of `x`: straight-through (arXiv:1308.3432)."""
     return x_hat
 
 
@@ -35,8 +36,9 @@ ste.defvjp(_ste_fwd, _ste_bwd)
 def lsq(x: Float[Array, "*n"], scale: Float[Array, "*#n"], fmt: IntGrid) -> Float[Array, "*n"]:
     """Snaps `x` to `scale * {qmin..qmax}` with a learned scale (LSQ, arXiv:1902.08153).
 
-    The gradient of `x` passes inside the range (Eq. 5); that of `scale` is Eq. 3, summed over the elements that share it. The
-    gradient factor of section 2.2 is the caller's: see `scaled_gradient`.
+    The gradient of `x` passes inside the range (Eq. 5); that of `scale` is Eq. 3, summed over the
+    elements that share it. The gradient factor of section 2.2 is the caller's: see
+    `scaled_gradient`.
 
     Args:
         x: float32.

@@ -1,7 +1,8 @@
 """Formats: the finite sets of reals that one code can stand for.
 
-A format knows nothing of scales, groups or arrays' shapes; it rounds a number that is already in units of the scale.
-All arithmetic is float32, and zero is always +0.0, so that two ways of computing a value agree bit for bit.
+A format knows nothing of scales, groups or arrays' shapes; it rounds a number that is already in
+units of the scale. All arithmetic is float32, and zero is always +0.0, so that two ways of
+computing a value agree bit for bit.
 
 | name          | bits | values                                        | code c stands for        |
 |---------------|------|-----------------------------------------------|--------------------------|
@@ -11,14 +12,14 @@ All arithmetic is float32, and zero is always +0.0, so that two ways of computin
 | int2_half     | 2    | -1.5, -0.5, 0.5, 1.5                          | c - 1.5                  |
 | ternary       | 2    | -1, 0, 1                                      | c - 1                    |
 | binary        | 1    | -1, 1                                         | 2 c - 1                  |
-| fp4_e2m1      | 4    | 0, .5, 1, 1.5, 2, 3, 4, 6 and their negatives | sign, 2 exponent, 1 mantissa bits |
+| fp4_e2m1      | 4    | 0, .5, 1, 1.5, 2, 3, 4, 6, and negative       | sign, exponent, mantissa |
 | nf4           | 4    | 16 quantiles of the normal distribution       | the c-th, ascending      |
 """
 
 import abc
 import dataclasses
 import difflib
-from typing import Final
+from typing import Final, override
 
 import jax.numpy as jnp
 import numpy as np
@@ -42,8 +43,8 @@ def round_minifloat(
 ) -> Float[Array, "*n"]:
     """Nearest value of a small float format, ties to even, saturating at +-`largest`.
 
-    Exact in float32 and independent of the compiler: only powers of two are multiplied, and XLA's own conversions
-    (which may round twice, or be removed as "excess precision") are not used.
+    Exact in float32 and independent of the compiler: only powers of two are multiplied, and XLA's
+    own conversions (which may round twice, or be removed as "excess precision") are not used.
 
     Args:
         v: float32.
@@ -89,7 +90,7 @@ class Format(abc.ABC):
     @property
     @abc.abstractmethod
     def half_range(self) -> float:
-        """Half the distance between the largest and the smallest value: absmax / half_range is a scale."""
+        """Half the distance from the smallest to the largest value; absmax / half_range is a scale."""
 
     @property
     @abc.abstractmethod
@@ -113,14 +114,16 @@ class Format(abc.ABC):
 class IntGrid(Format):
     """Equidistant values `qmin, qmin + step, .. qmax`; code c stands for `low + step * c`.
 
-    Rounding: nearest; ties to even, or upwards where the levels are half-shifted; in binary, zero rounds to +1.
+    Rounding: nearest; ties to even, or upwards where the levels are half-shifted; in binary, zero
+    rounds to +1.
 
     Attributes:
         qmin: Smallest value.
         qmax: Largest value.
         low: Value of code 0; below `qmin` where codes are left unused (narrow ranges).
         step: Distance between neighbours.
-        signed: Whether the grid stands alone; an unsigned one is read relative to an integer zero point.
+        signed: Whether the grid stands alone; an unsigned one is read relative to an integer zero
+            point.
     """
 
     qmin: float
@@ -130,10 +133,12 @@ class IntGrid(Format):
     signed: bool = True
 
     @property
+    @override
     def max(self) -> float:
         return max(abs(self.qmin), abs(self.qmax))
 
     @property
+    @override
     def half_range(self) -> float:
         return (self.qmax - self.qmin) / 2
 
@@ -143,10 +148,12 @@ class IntGrid(Format):
         return int((self.qmax - self.qmin) / self.step) + 1
 
     @property
+    @override
     def zero_code(self) -> int:
         code = -self.low / self.step
         return int(code) if code.is_integer() and self.qmin <= 0 <= self.qmax else 0
 
+    @override
     def round(self, v: Float[Array, "*n"]) -> Float[Array, "*n"]:
         if self.step == 2:
             v, one = flushed(v), jnp.ones_like(v)
@@ -155,11 +162,13 @@ class IntGrid(Format):
         v = jnp.floor(flushed(v)) + np.float32(0.5) if self.qmin % 1 else jnp.round(v)
         return positive_zero(jnp.clip(v, np.float32(self.qmin), np.float32(self.qmax)))
 
+    @override
     def encode(self, v: Float[Array, "*n"]) -> UInt8[Array, "*n"]:
         # The difference is an exact small integer; halving it is exact too.
         index = (self.round(v) - np.float32(self.low)) * np.float32(1 / self.step)
         return index.astype(jnp.int32).astype(jnp.uint8)
 
+    @override
     def decode(self, code: UInt8[Array, "*n"]) -> Float[Array, "*n"]:
         return code.astype(jnp.float32) * np.float32(self.step) + np.float32(self.low)
 
@@ -168,7 +177,8 @@ class IntGrid(Format):
 class Minifloat(Format):
     """A small float: 1 sign, `exponent_bits`, `mantissa_bits`; subnormals, no infinities, no NaN.
 
-    Rounding: nearest, ties to even mantissa, saturating at `largest`. The code of zero is always 0 (never minus zero).
+    Rounding: nearest, ties to even mantissa, saturating at `largest`. The code of zero is always 0
+    (never minus zero).
 
     Attributes:
         exponent_bits: Bits of the exponent, biased by `2**(exponent_bits - 1) - 1`.
@@ -181,14 +191,17 @@ class Minifloat(Format):
     largest: float
 
     @property
+    @override
     def max(self) -> float:
         return self.largest
 
     @property
+    @override
     def half_range(self) -> float:
         return self.largest
 
     @property
+    @override
     def zero_code(self) -> int:
         return 0
 
@@ -197,6 +210,7 @@ class Minifloat(Format):
         """Exponent of the smallest normal number."""
         return 2 - 2 ** (self.exponent_bits - 1)
 
+    @override
     def round(self, v: Float[Array, "*n"]) -> Float[Array, "*n"]:
         return round_minifloat(
             v,
@@ -205,15 +219,18 @@ class Minifloat(Format):
             largest=self.largest,
         )
 
+    @override
     def encode(self, v: Float[Array, "*n"]) -> UInt8[Array, "*n"]:
         v = self.round(v)
         exponent = jnp.maximum(_exponent(v), self.min_exponent)
         mantissa = (jnp.abs(v) * _exp2(self.mantissa_bits - exponent)).astype(jnp.int32)
-        # A normal mantissa carries its leading one into the exponent field; a subnormal one leaves that field 0.
+        # A normal mantissa carries its leading one into the exponent field; a subnormal one leaves
+        # that field 0.
         magnitude = ((exponent - self.min_exponent) << self.mantissa_bits) + mantissa
         sign = (v < 0).astype(jnp.int32) << (self.bits - 1)
         return (sign + magnitude).astype(jnp.uint8)
 
+    @override
     def decode(self, code: UInt8[Array, "*n"]) -> Float[Array, "*n"]:
         code = code.astype(jnp.int32)
         field = (code >> self.mantissa_bits) & (2**self.exponent_bits - 1)
@@ -229,7 +246,8 @@ class Minifloat(Format):
 class Codebook(Format):
     """Arbitrary ascending values; code c stands for the c-th.
 
-    Rounding: nearest; a value in the middle of two neighbours goes to the lower one, bitsandbytes' rule.
+    Rounding: nearest; a value in the middle of two neighbours goes to the lower one, bitsandbytes'
+    rule.
 
     Attributes:
         values: The values, ascending, at most `2**bits`.
@@ -238,20 +256,25 @@ class Codebook(Format):
     values: tuple[float, ...]
 
     @property
+    @override
     def max(self) -> float:
         return max(abs(v) for v in self.values)
 
     @property
+    @override
     def half_range(self) -> float:
         return self.max
 
     @property
+    @override
     def zero_code(self) -> int:
         return self.values.index(0.0) if 0.0 in self.values else 0
 
+    @override
     def round(self, v: Float[Array, "*n"]) -> Float[Array, "*n"]:
         return jnp.where(jnp.isnan(v), v, self.decode(self.encode(v)))
 
+    @override
     def encode(self, v: Float[Array, "*n"]) -> UInt8[Array, "*n"]:
         table = np.float32(self.values)
         middles = (table[1:] + table[:-1]) * np.float32(0.5)
@@ -260,6 +283,7 @@ class Codebook(Format):
             index += (v > middle).astype(jnp.int32)
         return index.astype(jnp.uint8)
 
+    @override
     def decode(self, code: UInt8[Array, "*n"]) -> Float[Array, "*n"]:
         return jnp.take(jnp.asarray(self.values, jnp.float32), code.astype(jnp.int32), mode="clip")
 

@@ -1,4 +1,4 @@
-"""The arithmetic between values and codes, which training, calibration, checkpoints and kernels share."""
+"""The arithmetic between values and codes, shared by training, checkpoints and kernels."""
 
 from typing import Any, NamedTuple
 
@@ -24,14 +24,17 @@ class Range(NamedTuple):
 
 
 def effective_scale(range_: Range) -> Float[Array, "..."]:
-    """float32(scale) * global_scale: the one factor that values are divided and codes multiplied by."""
+    """float32(scale) * global_scale: what values are divided, codes multiplied by."""
     if range_.global_scale is None:
         return range_.scale
     return pinned(range_.scale * range_.global_scale)
 
 
 def to_levels(x: Array, spec: QuantSpec, range_: Range, view: BlockView) -> Float[Array, "..."]:
-    """The array in units of its scales, in the split shape, not yet rounded to the format (asymmetric: shifted integers)."""
+    """The array in units of its scales, in the split shape, not yet rounded to the format.
+
+    Asymmetric: integers, shifted by the zero point.
+    """
     scale = view.split_scale(effective_scale(range_))
     x = view.split(x.astype(jnp.float32))
     if spec.scale_format.smallest == 0:
@@ -53,9 +56,9 @@ def from_levels(levels: Array, range_: Range, view: BlockView, dtype: Any) -> Ar
 
 
 def snap(x: Float[Array, "..."], spec: QuantSpec, range_: Range) -> Float[Array, "..."]:
-    """Every element at its nearest value of the grid, in the dtype of `x`; equals `QTensor.dequantize()` bit for bit.
+    """Every element at its nearest value of the grid, in the dtype of `x`.
 
-    The value only: its gradient is an estimator's (see `estimators`).
+    Equals `QTensor.dequantize()` bit for bit. The value only: its gradient is an estimator's (see `estimators`).
     """
     view = BlockView.of(x.shape, spec)
     levels = spec.format.round(to_levels(x, spec, range_, view))

@@ -1,11 +1,13 @@
-"""Codes <-> words: several codes in one int32, in planes of 4, 2 and 1 bits (8-bit codes: one plane of 8).
+"""Codes <-> words: several codes in one int32, in planes of 8, 4, 2 and 1 bits.
 
-A plane of width w packs `32 // w` consecutive codes along K into each word, lowest bits first: for 2, 4 and 8 bits this
-is the order of GPTQ checkpoints, and what a TPU's bitcast of int32 to a w-bit integer reads. Other widths are
-split into planes, widest first (3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2, 7 = 4 + 2 + 1); the first plane holds the low bits.
-K is padded to a multiple of 32, so that every plane ends at a word.
+A plane of width w packs `32 // w` consecutive codes along K into each word, lowest bits first: for
+2, 4 and 8 bits this is the order of GPTQ checkpoints, and what a TPU's bitcast of int32 to a w-bit
+integer reads. Other widths are split into planes, widest first (3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2, 7
+= 4 + 2 + 1); the first plane holds the low bits. K is padded to a multiple of 32, so that every
+plane ends at a word.
 
-The functions take jax arrays or numpy arrays and return the same kind: files are packed with the same code.
+The functions take jax arrays or numpy arrays and return the same kind: files are packed with the
+same code.
 """
 
 import types
@@ -28,7 +30,8 @@ def padded_length(k: int) -> int:
 def pack(codes: Any, bits: int) -> Any:
     """Packs `32 // bits` consecutive codes of a column into each word, lowest bits first.
 
-    Word `[..., i, j]` holds code `[..., i * (32 // bits) + p, j]` in its bits `[p * bits, (p + 1) * bits)`.
+    Word `[..., i, j]` holds code `[..., i * (32 // bits) + p, j]` in its bits `[p * bits, (p + 1) *
+    bits)`.
 
     Args:
         codes: Unsigned codes in `[0, 2**bits)`, uint8 [..., K, N].
@@ -75,7 +78,7 @@ def unpack(words: Any, bits: int) -> Any:
 
 
 def pack_planes(codes: Any, bits: int, *, pad_code: int = 0) -> tuple[Any, ...]:
-    """Packs codes of any width from 1 to 8 bits into planes, padding K to a multiple of 32 with `pad_code`.
+    """Packs codes of any width from 1 to 8 bits into planes, K padded to a multiple of 32.
 
     Args:
         codes: Unsigned codes in `[0, 2**bits)`, uint8 [..., K, N].

@@ -17,14 +17,16 @@ from lowbit_jax.spec import Block, QuantSpec
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class QTensor:
-    """A quantized array [..., K, N], or [..., K] with `PerToken`; a pytree that never holds the dense array.
+    """A quantized array [..., K, N], or [..., K] with `PerToken`; never holds the dense array.
 
-    Always: dequantize() == (decode(unpack(words)) - zero_point) * expand(float32(scale) * global_scale), in float32, rounded
-    once to `dtype`. rank(scale) == rank(array). Immutable; q[...] is q. Leading axes may be sliced, stacked or scanned
-    like those of any pytree: `shape` follows the words.
+    Always: dequantize() == (decode(unpack(words)) - zero_point) * expand(float32(scale) *
+    global_scale), in float32, rounded once to `dtype`. rank(scale) == rank(array). Immutable;
+    q[...] is q. Leading axes may be sliced, stacked or scanned like those of any pytree: `shape`
+    follows the words.
 
     Attributes:
-        words: Planes of packed codes, int32 [..., ceil32(K) * width / 32, N] ([..., words, 1] with `PerToken`).
+        words: Planes of packed codes, int32 [..., ceil32(K) * width / 32, N] ([..., words, 1] with
+            `PerToken`).
         scale: In the dtype of `spec.scale_format`, of shape `spec.scale_shape(shape)`.
         zero_point: uint8 of the same shape; None if symmetric.
         global_scale: float32, 1 along K and N; None without a second level.
@@ -76,7 +78,8 @@ class QTensor:
         return self
 
     def __repr__(self) -> str:
-        return f"QTensor({self.spec.format.name}, shape={self.shape}, {self.bits_per_weight:.3g} bits/element)"
+        bits = f"{self.bits_per_weight:.3g} bits/element"
+        return f"QTensor({self.spec.format.name}, shape={self.shape}, {bits})"
 
     def codes(self) -> UInt8[Array, "..."]:
         """The codes, uint8 in `[0, 2**bits)`, of the shape of the array."""
@@ -88,7 +91,11 @@ class QTensor:
         return Range(self.scale.astype(jnp.float32), zero_point, self.global_scale)
 
     def dequantize(self, dtype: Any = None) -> Array:
-        """The array, computed in float32 and rounded once to `dtype` (default: the dtype it was made from)."""
+        """The array, computed in float32 and rounded once to `dtype`.
+
+        Args:
+            dtype: Default: that of the array it was made from.
+        """
         view = BlockView.of(self.shape, self.spec)
         range_ = self.range()
         levels = self.spec.format.decode(view.split(self.codes()))
@@ -108,13 +115,16 @@ def quantize(
     Args:
         x: float array [..., K, N] ([..., K] with `PerToken`).
         spec: How.
-        scale: Of shape `spec.scale_shape(x.shape)`; rounded to `spec.scale_format`. Default: absmax (asymmetric: min-max).
-        zero_point: Integers in `[0, 2**bits)` of the same shape; goes with `scale` for an asymmetric spec.
+        scale: Of shape `spec.scale_shape(x.shape)`; rounded to `spec.scale_format`. Default: absmax
+            (asymmetric: min-max).
+        zero_point: Integers in `[0, 2**bits)` of the same shape; goes with `scale` for an
+            asymmetric spec.
         global_scale: float32, 1 along K and N; goes with `scale` for e4m3 scales.
 
     Raises:
-        ValueError: An axis does not split into groups, a scale of the wrong shape, a zero point where none or a
-            missing one where one belongs; or (outside jit) values or scales that are not finite.
+        ValueError: An axis does not split into groups, a scale of the wrong shape, a zero point
+            where none or a missing one where one belongs; or (outside jit) values or scales that
+            are not finite.
     """
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -161,8 +171,8 @@ def _given_range(shape, spec, scale, zero_point, global_scale) -> Range:
         word = "has no" if spec.symmetric else "needs a"
         raise ValueError(f"quantize: a spec with symmetric={spec.symmetric} {word} zero_point.")
     if (global_scale is not None) != spec.has_global_scale:
-        word = "need" if spec.has_global_scale else "have no"
-        raise ValueError(f"quantize: {spec.scale_format.name} scales {word} a global_scale.")
+        word = "need a" if spec.has_global_scale else "have no"
+        raise ValueError(f"quantize: {spec.scale_format.name} scales {word} global_scale.")
     _check_finite("the scale", scale)
     negative = jnp.asarray(scale, jnp.float32) < 0
     # Scale formats round magnitudes; a negative scale (GGUF's Q4_0) keeps its sign.

@@ -1,6 +1,7 @@
 """QuantSpec: how one array, seen as a matrix [..., K, N], is quantized.
 
-K is the contraction, N the outputs, all leading axes a stack. Activations are [..., K]: `PerToken` counts K last.
+K is the contraction, N the outputs, all leading axes a stack. Activations are [..., K]: `PerToken`
+counts K last.
 """
 
 import dataclasses
@@ -52,7 +53,7 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class PerToken:
-    """One scale per row [..., K] (or per `k` elements of it), whatever the leading axes: for activations.
+    """One scale per row [..., K] (or per `k` elements of it): for activations.
 
     Attributes:
         k: Length of a block along K, in elements; None = all of K.
@@ -100,8 +101,9 @@ def PerGroup(size: int) -> Block:
 class ScaleFormat:
     """How a scale is stored; scales are rounded to it in the forward pass.
 
-    Rounding: nearest, ties to even, saturating, never to zero (the smallest positive value instead, but for e4m3,
-    whose zero means that every code of the block is zero); e8m0 rounds down to a power of two (OCP MX v1.0, 6.3).
+    Rounding: nearest, ties to even, saturating, never to zero (the smallest positive value instead,
+    but for e4m3, whose zero means that every code of the block is zero); e8m0 rounds down to a
+    power of two (OCP MX v1.0, 6.3).
 
     Attributes:
         name: Registry key, written to checkpoints.
@@ -143,13 +145,18 @@ def _floor_power_of_two(v: Float[Array, "*n"]) -> Float[Array, "*n"]:
     return jnp.where(jnp.isnan(v), v, bits.view(jnp.float32))
 
 
-# A scale times the smallest value of a format must be a normal number: subnormal ones are flushed to
-# zero by some programs and kept by others.
+# A scale times the smallest value of a format must be a normal number: subnormal ones are flushed
+# to zero by some programs and kept by others.
 _SMALLEST: Final = 2.0**-119
 FLOAT32: Final = ScaleFormat("float32", np.dtype("float32"), 23, -126, 3.4028235e38, _SMALLEST)
 BFLOAT16: Final = ScaleFormat(
     # The exponent is that of the smallest number whose last place is a normal float32.
-    "bfloat16", jnp.dtype("bfloat16"), 7, -119, 3.3895313892515355e38, _SMALLEST
+    "bfloat16",
+    jnp.dtype("bfloat16"),
+    7,
+    -119,
+    3.3895313892515355e38,
+    _SMALLEST,
 )
 FLOAT16: Final = ScaleFormat("float16", np.dtype("float16"), 10, -14, 65504.0, 2.0**-24)
 E8M0: Final = ScaleFormat("e8m0", jnp.dtype("float8_e8m0fnu"), 0, -126, 2.0**127, _SMALLEST)
@@ -164,8 +171,10 @@ class QuantSpec:
     Attributes:
         format: What a code stands for.
         granularity: Which elements share a scale.
-        symmetric: False: an integer zero point per scale, in `[0, 2**bits)`; needs an unsigned format.
-        scale_format: How scales are stored; e4m3 comes with a float32 `global_scale` per trailing matrix.
+        symmetric: False: an integer zero point per scale, in `[0, 2**bits)`; needs an unsigned
+            format.
+        scale_format: How scales are stored; e4m3 comes with a float32 `global_scale` per trailing
+            matrix.
 
     Raises:
         ValueError: The format and `symmetric` contradict each other.
@@ -181,13 +190,13 @@ class QuantSpec:
         if signed != self.symmetric:
             other = f"int{self.format.bits}" if self.symmetric else f"uint{self.format.bits}"
             raise ValueError(
-                f"QuantSpec(format={self.format.name}, symmetric={self.symmetric}): zero points belong to unsigned "
-                f"formats and only to them. Use symmetric={signed} or the format {other}."
+                f"QuantSpec(format={self.format.name}, symmetric={self.symmetric}): zero points "
+                f"belong to unsigned formats and only to them. Use symmetric={signed} or the format {other}."
             )
         if not self.symmetric and self.scale_format.name in ("e4m3", "e8m0"):
             raise NotImplementedError(
-                f"QuantSpec: zero points with {self.scale_format.name} scales; no file format or kernel has them. "
-                "Use float32, bfloat16 or float16 scales."
+                f"QuantSpec: zero points with {self.scale_format.name} scales; no file format or "
+                "kernel has them. Use float32, bfloat16 or float16 scales."
             )
 
     @property
@@ -197,7 +206,7 @@ class QuantSpec:
 
     @property
     def has_global_scale(self) -> bool:
-        """Whether a float32 factor per trailing matrix multiplies the scales (NVFP4's second level)."""
+        """Whether a float32 factor per matrix multiplies the scales (NVFP4's second level)."""
         return self.scale_format.name == "e4m3"
 
     def scale_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
@@ -262,7 +271,8 @@ class QuantSpec:
         if "scale_format" in data:
             if data["scale_format"] not in SCALE_FORMATS:
                 raise ValueError(
-                    f"QuantSpec: scale format {data['scale_format']!r} is not of {sorted(SCALE_FORMATS)}."
+                    f"QuantSpec: scale format {data['scale_format']!r} is not of "
+                    f"{sorted(SCALE_FORMATS)}."
                 )
             data["scale_format"] = SCALE_FORMATS[data["scale_format"]]
         return cls(**data | {"format": formats.get(data["format"])})

@@ -20,7 +20,8 @@ class Row:
         path: Such as `layers/0/mlp/up`.
         layer: Class of the module.
         scheme: How it is quantized; "float" if it is not.
-        bits: Bits a weight takes once packed, with its scales and padding; those of its dtype if float.
+        bits: Bits a weight takes once packed, with its scales and padding; those of its dtype if
+            float.
         shape: Shape of its kernel, as the layer has it.
         float_bytes: Bytes of its parameters in float32, before.
         bytes: Bytes once packed, after: kernel, scales, zero points, and what stays float beside

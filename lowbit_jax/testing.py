@@ -1,8 +1,8 @@
 """The laws of formats and quantizers, and the tolerances of sums, for whoever writes a new one.
 
-The law of quantizers: `freeze(x, s).dequantize()` equals `fake_quant(x, s)` bit for bit, in whatever
-program it runs. `Law` compiles training, freezing and loading apart, as they are in life: a
-program that held two of them would share its arithmetic and hold the law for a wrong reason.
+The law of quantizers: `freeze(x, s).dequantize()` equals `fake_quant(x, s)` bit for bit, in
+whatever program it runs. `Law` compiles training, freezing and loading apart, as they are in life:
+a program that held two of them would share its arithmetic and hold the law for a wrong reason.
 
     law = Law([MyQuantizer(spec)], jitted)
     law.check(awkward_array((2, 64, 16), seed=0))
@@ -69,8 +69,8 @@ def awkward_array(
 ) -> np.ndarray:
     """A float32 array with what breaks quantizers, each kind in its own lines along `axis`.
 
-    Normal, zeros of both signs, a constant, ties of integer grids, one outlier, magnitudes over many
-    orders, and a line with a single element that is not zero.
+    Normal, zeros of both signs, a constant, ties of integer grids, one outlier, magnitudes over
+    many orders, and a line with a single element that is not zero.
 
     Args:
         shape: Of at least one axis.
@@ -101,7 +101,7 @@ def calibrated(quantizer: Quantizer, x: Any) -> State:
 
 
 def assert_same_bits(actual: Any, expected: Any, what: str = "the result") -> None:
-    """Raises AssertionError unless two pytrees of arrays have the same bytes (any NaN is any NaN)."""
+    """Raises AssertionError unless two pytrees of arrays have the same bytes; NaNs are equal."""
     actual_leaves, actual_tree = jax.tree.flatten(actual)
     expected_leaves, expected_tree = jax.tree.flatten(expected)
     assert actual_tree == expected_tree, f"{what}: {actual_tree} is not {expected_tree}"

@@ -121,7 +121,7 @@ def load(
                     item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
                 ),
             )
-    except (ValueError, KeyError, OSError) as error:
+    except Exception as error:  # orbax raises the bare class for a chunk that cannot be decoded
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{path / ARRAYS}: the arrays cannot be read ({reason}). The folder is truncated or damaged; "

@@ -2,7 +2,7 @@
 
 from lowbit_jax.quantizers.base import Quantizer, State, from_dict
 from lowbit_jax.quantizers.learned import LSQ
-from lowbit_jax.quantizers.ranges import AbsMean, Absmax, MinMax, StaticAbsmax
+from lowbit_jax.quantizers.ranges import Absmax, AbsMean, MinMax, StaticAbsmax
 
 ALL = (Absmax, MinMax, AbsMean, StaticAbsmax, LSQ)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, override
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,9 +20,10 @@ from lowbit_jax.quantizers.base import Quantizer, State
 class LSQ(Quantizer):
     """Learned step size (arXiv:1902.08153): the scale is a parameter with the gradient of Eq. 3.
 
-    Two deviations, both stated by an argument or here: the scale starts from a search for the least squared error (`start`), which
-    at 3 bits and fewer is far better than the paper's 2 mean|w| / sqrt(Qp); and a scale that training drives below the smallest
-    one that can be stored is used at that value, with its gradient passed on, so that it can come back.
+    Two deviations, both stated by an argument or here: the scale starts from a search for the least
+    squared error (`start`), which at 3 bits and fewer is far better than the paper's 2 mean|w| /
+    sqrt(Qp); and a scale that training drives below the smallest one that can be stored is used at
+    that value, with its gradient passed on, so that it can come back.
 
     Attributes:
         start: "mse" (searched), "paper" (2 mean|w| / sqrt(Qp)) or "absmax".
@@ -38,12 +39,13 @@ class LSQ(Quantizer):
         super().__post_init__()
         if self.spec.has_global_scale or not isinstance(self.spec.format, IntGrid):
             raise NotImplementedError(
-                f"LSQ: the gradient of Eq. 3 is that of integer grids with one level of scales, not of "
-                f"{self.spec.format.name} with {self.spec.scale_format.name} scales."
+                "LSQ: the gradient of Eq. 3 is that of integer grids with one level of scales, "
+                f"not of {self.spec.format.name} with {self.spec.scale_format.name} scales."
             )
         if self.start not in ("mse", "paper", "absmax"):
             raise ValueError(f"LSQ: start={self.start!r} is not of ['mse', 'paper', 'absmax'].")
 
+    @override
     def init(self, x: Float[Array, "..."]) -> State:
         if self.start == "mse":
             return {"scale": calibrate.mse(x, self.spec).scale}
@@ -52,9 +54,11 @@ class LSQ(Quantizer):
         mean = calibrate.absmean(x, self.spec, eps=0.0).scale
         return {"scale": mean * np.float32(2 / math.sqrt(self._largest_level))}
 
+    @override
     def range(self, x: Float[Array, "..."], state: State) -> Range:
         return Range(self.spec.scale_format.round(state["scale"].astype(jnp.float32)))
 
+    @override
     def fake_quant(self, x: Float[Array, "..."], state: State) -> Float[Array, "..."]:
         view = BlockView.of(x.shape, self.spec)
         scale = state["scale"].astype(jnp.float32)

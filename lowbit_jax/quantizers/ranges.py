@@ -1,7 +1,7 @@
-"""Quantizers whose range is a function of the array: absmax, min-max, absmean; straight-through gradients."""
+"""Quantizers whose range is a function of the array; their gradients are straight-through."""
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, override
 
 import jax.numpy as jnp
 from jax import lax
@@ -27,8 +27,9 @@ class _StraightThrough(Quantizer):
 class Absmax(_StraightThrough):
     """Symmetric, scale from the largest magnitude of each block, found anew at every call.
 
-    Weights: `2 absmax / (2**b - 1)`, GPTQ's convention. Activations: per token with a narrow int8, BitNet
-    b1.58's `absmax / 127` (arXiv:2402.17764). See `calibrate.absmax` for MX and NVFP4 scales.
+    Weights: `2 absmax / (2**b - 1)`, GPTQ's convention. Activations: per token with a narrow int8,
+    BitNet b1.58's `absmax / 127` (arXiv:2402.17764). See `calibrate.absmax` for MX and NVFP4
+    scales.
     """
 
     def __post_init__(self):
@@ -39,16 +40,18 @@ class Absmax(_StraightThrough):
                 "with e4m3 scales use StaticAbsmax, which is calibrated."
             )
 
+    @override
     def range(self, x: Float[Array, "..."], state: State) -> Range:
         return calibrate.absmax(x, self.spec)
 
 
 @dataclasses.dataclass(frozen=True)
 class MinMax(_StraightThrough):
-    """Asymmetric, scale and integer zero point from the extremes of each block, found anew at every call."""
+    """Asymmetric, scale and integer zero point from the extremes of each block, per call."""
 
     symmetric: ClassVar[bool] = False
 
+    @override
     def range(self, x: Float[Array, "..."], state: State) -> Range:
         return calibrate.minmax(x, self.spec)
 
@@ -57,8 +60,9 @@ class MinMax(_StraightThrough):
 class AbsMean(_StraightThrough):
     """Scale = mean |w|, a function of w, never stored while training.
 
-    With the ternary format BitNet b1.58's weight quantizer (arXiv:2402.17764, Eq. 1 to 3); with the binary format
-    sign(w) * mean |w| (XNOR-Net, arXiv:1603.05279, Eq. 6), with the identity as its gradient.
+    With the ternary format BitNet b1.58's weight quantizer (arXiv:2402.17764, Eq. 1 to 3); with the
+    binary format sign(w) * mean |w| (XNOR-Net, arXiv:1603.05279, Eq. 6), with the identity as its
+    gradient.
 
     Attributes:
         eps: Smallest scale.
@@ -71,6 +75,7 @@ class AbsMean(_StraightThrough):
         if self.spec.has_global_scale:
             raise NotImplementedError("AbsMean: one scale level only; NVFP4's ranges are Absmax's.")
 
+    @override
     def range(self, x: Float[Array, "..."], state: State) -> Range:
         return calibrate.absmean(x, self.spec, eps=self.eps)
 
@@ -79,8 +84,9 @@ class AbsMean(_StraightThrough):
 class StaticAbsmax(_StraightThrough):
     """Symmetric, from the largest magnitude seen while calibrating: for activations.
 
-    With e4m3 scales (NVFP4) the statistic is the global scale's, and the scales of the blocks follow each call; with
-    other scales it is the one scale of the tensor. Until it is calibrated the statistic is NaN, and so is every
+    With e4m3 scales (NVFP4) the statistic is the global scale's, and the scales of the blocks
+    follow each call; with other scales it is the one scale of the tensor. Until it is calibrated
+    the statistic is NaN, and so is every
     result: nothing runs unnoticed on a range that nobody measured.
     """
 
@@ -93,18 +99,20 @@ class StaticAbsmax(_StraightThrough):
                 f"{self.spec.granularity} with {self.spec.scale_format.name} scales."
             )
 
+    @override
     def init(self, x: Float[Array, "..."]) -> State:
         return {"absmax": jnp.full((*x.shape[:-2], 1, 1), jnp.nan, jnp.float32)}
 
+    @override
     def observe(self, x: Float[Array, "..."], state: State) -> State:
         seen = state["absmax"]
         largest = jnp.reshape(jnp.max(jnp.abs(x.astype(jnp.float32))), seen.shape)
         return {"absmax": jnp.fmax(seen, largest)}  # fmax: the NaN of "never seen" gives way
 
+    @override
     def range(self, x: Float[Array, "..."], state: State) -> Range:
         absmax = as_row(state["absmax"], x.ndim)
         if self.spec.has_global_scale:
             return calibrate.absmax(x, self.spec, global_absmax=absmax)
         scale = calibrate.absmax(absmax, self.spec).scale
         return Range(jnp.broadcast_to(scale, self.spec.scale_shape(x.shape)))
-

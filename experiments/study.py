@@ -1,0 +1,128 @@
+"""The accuracy table: every recipe at equal tokens, learning rate tuned for each, mean and spread over seeds.
+
+    python -m experiments.study --out runs/study
+
+First every config runs once per learning rate (seed 0, `--tune_share` of the steps); then each runs at its best one
+with every seed. Every run is an ordinary run's folder, so the study can be stopped at any moment and goes on where it
+was; the table is written anew after each run, from those that are finished.
+"""
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments import config_files, runtime
+from lowbit_jax.reporting.report import markdown_table
+from lowbit_jax.training.config import TrainConfig
+from lowbit_jax.training.loop import train
+
+_CONFIGS = flags.DEFINE_list(
+    "configs",
+    ["float.py", "qat_binary.py", "qat_ternary.py", "qat_int4.py", "qat_fp4.py"],
+    "Cards.",
+)
+_VARIANT = flags.DEFINE_string("variant", "study", "Variant of every card.")
+_LRS = flags.DEFINE_list("lrs", ["2e-3", "4e-3", "8e-3"], "Learning rates that are tried.")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the final runs.")
+_TUNE_SHARE = flags.DEFINE_float("tune_share", 0.25, "Length of a tuning run, as a share.")
+_SET = flags.DEFINE_multi_string("set", [], "PATH=VALUE: sets a field of every config, as JSON.")
+_OUT = flags.DEFINE_string("out", "runs/study", "Folder of all runs and of study.md.")
+
+
+def study(
+    configs: dict[str, TrainConfig],
+    out: Path,
+    *,
+    lrs: Sequence[float],
+    seeds: Sequence[int],
+    tune_share: float,
+) -> str:
+    """Runs what is missing and returns the table as Markdown.
+
+    Args:
+        configs: A name for each card and its config, all of the same size.
+        out: Folder of all runs.
+        lrs: Learning rates that are tried.
+        seeds: Of the final runs.
+        tune_share: Steps of a tuning run over those of a final run.
+    """
+    best: dict[str, float] = {}
+    for name, config in configs.items():
+        short = {"steps": max(1, round(config.steps * tune_share)), "seed": 0}
+        losses = {
+            lr: run(config.replace({"optim.lr": lr, **short}), out / "tune" / f"{name}-lr{lr:g}")
+            for lr in lrs
+        }
+        best[name] = min(losses, key=lambda lr: losses[lr]["valid"]["bits_per_byte"])
+    for seed in seeds:
+        for name, config in configs.items():
+            changes = {"optim.lr": best[name], "seed": seed}
+            run(config.replace(changes), out / f"{name}-seed{seed}")
+            text = table(configs, out, best, seeds)
+            (out / "study.md").write_text(text)
+    return table(configs, out, best, seeds)
+
+
+def run(config: TrainConfig, workdir: Path) -> dict[str, Any]:
+    """The summary of one run; it is trained only if it is not finished."""
+    summary = workdir / "summary.json"
+    return json.loads(summary.read_text()) if summary.exists() else train(config, workdir)
+
+
+def table(
+    configs: dict[str, TrainConfig], out: Path, best: dict[str, float], seeds: Iterable[int]
+) -> str:
+    """Bits per byte of every config over its finished seeds, and the gap to the first config."""
+    rows, baseline = [], None
+    for name, config in configs.items():
+        files = [out / f"{name}-seed{seed}" / "summary.json" for seed in seeds]
+        summaries = [json.loads(file.read_text()) for file in files if file.exists()]
+        if not summaries:
+            continue
+        values = [summary["packed"]["bits_per_byte"] for summary in summaries]
+        mean = statistics.mean(values)
+        spread = statistics.stdev(values) if len(values) > 1 else float("nan")
+        baseline = mean if baseline is None else baseline
+        rows.append(
+            (
+                name,
+                config.recipe or "float",
+                f"{summaries[0]['packed']['bits_per_weight']:.2f}",
+                f"{summaries[0]['tokens'] / 1e6:.1f} M",
+                f"{best[name]:g}",
+                f"{mean:.4f}",
+                f"{spread:.4f}",
+                str(len(values)),
+                f"{mean - baseline:+.4f}",
+            )
+        )
+    header = (
+        "config", "recipe", "bits per weight", "tokens", "lr", "bits/byte (mean)",
+        "spread (standard deviation)", "seeds", "gap to the first",
+    )  # fmt: skip
+    return "\n".join(markdown_table(header, rows)) + "\n"
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs the study that the flags describe."""
+    del argv
+    changes = {}
+    for item in _SET.value:
+        path, _, value = item.partition("=")
+        changes[path] = json.loads(value)
+    configs = {
+        Path(name).stem: config_files.load(name, _VARIANT.value).replace(changes)
+        for name in _CONFIGS.value
+    }
+    out = Path(_OUT.value)
+    out.mkdir(parents=True, exist_ok=True)
+    lrs, seeds = [float(lr) for lr in _LRS.value], [int(seed) for seed in _SEEDS.value]
+    print(study(configs, out, lrs=lrs, seeds=seeds, tune_share=_TUNE_SHARE.value))
+
+
+if __name__ == "__main__":
+    runtime.run(main)
