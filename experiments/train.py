@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
 def parse(argv: Sequence[str]) -> list[str]:
     """Flags, after the config's file, variant and fields have been checked."""
     wants_help = any(arg.lstrip("-").startswith("help") for arg in argv[1:])
-    return app.parse_flags_with_usage(argv if wants_help else config_files.resolve(argv))
+    return app.parse_flags_with_usage(list(argv) if wants_help else config_files.resolve(argv))
 
 
 if __name__ == "__main__":

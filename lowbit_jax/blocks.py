@@ -1,4 +1,4 @@
-"""The blocks of a granularity, as a reshape: a block's elements lie along axes where its scale has 1.
+"""The blocks of a granularity, as a reshape: a block lies along axes where its scale has length 1.
 
 An axis that one block covers, or whose blocks have one element, needs no reshape: per-tensor and
 per-channel views cost nothing, and only groups split an axis in two.

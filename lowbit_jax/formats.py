@@ -90,7 +90,7 @@ class Format(abc.ABC):
     @property
     @abc.abstractmethod
     def half_range(self) -> float:
-        """Half the distance from the smallest to the largest value; absmax / half_range is a scale."""
+        """Half the distance from the smallest to the largest value."""
 
     @property
     @abc.abstractmethod
@@ -276,7 +276,7 @@ class Codebook(Format):
 
     @override
     def encode(self, v: Float[Array, "*n"]) -> UInt8[Array, "*n"]:
-        table = np.float32(self.values)
+        table = np.asarray(self.values, np.float32)
         middles = (table[1:] + table[:-1]) * np.float32(0.5)
         index = jnp.zeros(v.shape, jnp.int32)
         for middle in middles:  # 15 comparisons vectorise; a search of the table would gather

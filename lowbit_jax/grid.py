@@ -58,7 +58,8 @@ def from_levels(levels: Array, range_: Range, view: BlockView, dtype: Any) -> Ar
 def snap(x: Float[Array, "..."], spec: QuantSpec, range_: Range) -> Float[Array, "..."]:
     """Every element at its nearest value of the grid, in the dtype of `x`.
 
-    Equals `QTensor.dequantize()` bit for bit. The value only: its gradient is an estimator's (see `estimators`).
+    Equals `QTensor.dequantize()` bit for bit. The value only: its gradient is an estimator's (see
+    `estimators`).
     """
     view = BlockView.of(x.shape, spec)
     levels = spec.format.round(to_levels(x, spec, range_, view))

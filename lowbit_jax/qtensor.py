@@ -173,6 +173,15 @@ def _given_range(shape, spec, scale, zero_point, global_scale) -> Range:
     if (global_scale is not None) != spec.has_global_scale:
         word = "need a" if spec.has_global_scale else "have no"
         raise ValueError(f"quantize: {spec.scale_format.name} scales {word} global_scale.")
+    if global_scale is not None:
+        axes = -spec.granularity.axis
+        one = (*shape[:-axes], *(1,) * axes)
+        if jnp.shape(global_scale) != one:
+            raise ValueError(
+                f"quantize: global_scale has shape {jnp.shape(global_scale)}, an array of shape "
+                f"{tuple(shape)} has one of {one}."
+            )
+        _check_finite("the global_scale", global_scale)
     _check_finite("the scale", scale)
     negative = jnp.asarray(scale, jnp.float32) < 0
     # Scale formats round magnitudes; a negative scale (GGUF's Q4_0) keeps its sign.

@@ -45,7 +45,7 @@ class Block:
 
     def describe(self) -> str:
         """The granularity in a few words."""
-        named = {(None, None): "per tensor", (None, 1): "per channel"}
+        named: dict[Any, str] = {(None, None): "per tensor", (None, 1): "per channel"}
         if (self.k, self.n) in named:
             return named[self.k, self.n]
         return f"in groups of {self.k}" if self.n == 1 else f"in blocks of {self.k} x {self.n}"
@@ -191,7 +191,8 @@ class QuantSpec:
             other = f"int{self.format.bits}" if self.symmetric else f"uint{self.format.bits}"
             raise ValueError(
                 f"QuantSpec(format={self.format.name}, symmetric={self.symmetric}): zero points "
-                f"belong to unsigned formats and only to them. Use symmetric={signed} or the format {other}."
+                f"belong to unsigned formats and only to them. "
+                f"Use symmetric={signed} or the format {other}."
             )
         if not self.symmetric and self.scale_format.name in ("e4m3", "e8m0"):
             raise NotImplementedError(

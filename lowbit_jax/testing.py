@@ -83,7 +83,7 @@ def awkward_array(
     k = lines.shape[-1]
     kinds: tuple[Callable[[], Any], ...] = (
         lambda: rng.normal(size=k),
-        lambda: rng.choice(np.float32([0.0, -0.0]), size=k),
+        lambda: rng.choice([0.0, -0.0], size=k),
         lambda: np.full(k, rng.normal()),
         lambda: rng.integers(-15, 16, size=k) / 2,
         lambda: rng.normal(size=k) + 1e4 * (np.arange(k) == rng.integers(k)),
@@ -102,9 +102,9 @@ def calibrated(quantizer: Quantizer, x: Any) -> State:
 
 def assert_same_bits(actual: Any, expected: Any, what: str = "the result") -> None:
     """Raises AssertionError unless two pytrees of arrays have the same bytes; NaNs are equal."""
-    actual_leaves, actual_tree = jax.tree.flatten(actual)
-    expected_leaves, expected_tree = jax.tree.flatten(expected)
-    assert actual_tree == expected_tree, f"{what}: {actual_tree} is not {expected_tree}"
+    actual_leaves, expected_leaves = jax.tree.leaves(actual), jax.tree.leaves(expected)
+    trees = [str(jax.tree.structure(tree)) for tree in (actual, expected)]
+    assert trees[0] == trees[1], f"{what}: {trees[0]} is not {trees[1]}"
     for a, b in zip(map(np.asarray, actual_leaves), map(np.asarray, expected_leaves), strict=True):
         assert a.dtype == b.dtype, f"{what}: {a.dtype} is not {b.dtype}"
         assert a.shape == b.shape, f"{what}: shape {a.shape} is not {b.shape}"
@@ -189,7 +189,8 @@ class Law:
         def load(tensors: list[QTensor]):
             return [q.dequantize() for q in tensors]
 
-        self._train, self._freeze, self._load = map(transform, (train, freeze, load))
+        self._train, self._freeze = transform(train), transform(freeze)
+        self._load = transform(load)
 
     def check(
         self, stack: Any, states: Sequence[State] | None = None

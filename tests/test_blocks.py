@@ -45,9 +45,12 @@ def test_reducing_over_blocks_is_a_loop_over_blocks(granularity, shape):
 
 def test_a_matrix_is_two_axes_of_a_block_and_a_row_of_a_token():
     x = jnp.arange(24, dtype=jnp.float32).reshape(2, 3, 4)
-    by = lambda g: reduce_matrix(jnp.max, x, QuantSpec(format=formats.INT4, granularity=g))  # noqa: E731
-    np.testing.assert_array_equal(by(PerGroup(3)), [[[11.0]], [[23.0]]])
-    assert by(PerToken()).shape == (2, 3, 1)
+    matrices, rows = (
+        reduce_matrix(jnp.max, x, QuantSpec(format=formats.INT4, granularity=granularity))
+        for granularity in (PerGroup(3), PerToken())
+    )
+    np.testing.assert_array_equal(matrices, [[[11.0]], [[23.0]]])
+    assert rows.shape == (2, 3, 1)
 
 
 @pytest.mark.parametrize(

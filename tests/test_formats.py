@@ -31,8 +31,8 @@ def test_round_goes_to_a_nearest_value(fmt):
     middles = (table[1:] + table[:-1]) / 2
     nearest = table[np.searchsorted(middles, v.astype(np.float64))]
     got = np.asarray(fmt.round(jnp.asarray(v))).astype(np.float64)
-    # As far away as the nearest one: on ties either neighbour. NF4's middles are float32 numbers, whose
-    # rounding moves a tie by half a unit in the last place.
+    # As far away as the nearest one: on ties either neighbour. NF4's middles are float32 numbers,
+    # whose rounding moves a tie by half a unit in the last place.
     slack = 2.0**-24 if fmt.name == "nf4" else 0.0
     assert (np.abs(got - v) <= np.abs(nearest - v) + slack).all()
 

@@ -162,6 +162,10 @@ def _scale(shape=(4, 32)):
         ),
         ({"spec": NVFP4, "scale": _scale()}, "need a global_scale"),
         ({"spec": INT4, "scale": _scale(), "global_scale": _scale((1, 1))}, "have no global"),
+        (
+            {"spec": NVFP4, "scale": _scale(), "global_scale": _scale((4, 1))},
+            r"global_scale has shape \(4, 1\).* \(1, 1\)",
+        ),
         ({"spec": INT4, "zero_point": _scale()}, "go with a scale"),
         ({"spec": INT4, "scale": _scale() * np.float32(np.inf)}, "the scale holds 128 of 128"),
     ],

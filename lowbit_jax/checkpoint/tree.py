@@ -16,7 +16,7 @@ def to_tree(state: nnx.State) -> dict[str, Any]:
         node = tree
         for key in path[:-1]:
             node = node.setdefault(str(key), {})
-        value = variable.get_value()
+        value = _value(variable)
         node[str(path[-1])] = _parts(value) if isinstance(value, QTensor) else value
     return tree
 
@@ -28,8 +28,10 @@ def from_tree(tree: dict[str, Any], abstract: nnx.State) -> nnx.State:
         node: Any = tree
         for key in path:
             node = node[str(key)]
-        value = variable.get_value()
-        flat.append((path, variable.replace(_join(node, value) if isinstance(value, QTensor) else node)))
+        value = _value(variable)
+        if isinstance(value, QTensor):
+            node = _join(node, value)
+        flat.append((path, variable.replace(node) if isinstance(variable, nnx.Variable) else node))
     return nnx.from_flat_state(flat)
 
 
@@ -37,12 +39,17 @@ def describe(state: nnx.State) -> dict[str, Any]:
     """What the manifest says of every variable: shape, dtype, and the spec of a quantized one."""
     tensors = {}
     for path, variable in nnx.to_flat_state(state):
-        value = variable.get_value()
+        value = _value(variable)
         entry: dict[str, Any] = {"shape": list(value.shape), "dtype": str(value.dtype)}
         if isinstance(value, QTensor):
             entry |= {"spec": value.spec.to_dict(), "layout": "planes-k-low-first"}
         tensors["/".join(map(str, path))] = entry
     return tensors
+
+
+def _value(leaf: Any) -> Any:
+    """What a variable holds; a plain array among a model's attributes (a mask) is a leaf itself."""
+    return leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
 
 
 def _parts(q: QTensor) -> dict[str, Any]:

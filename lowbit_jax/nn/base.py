@@ -9,6 +9,7 @@ import abc
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
@@ -148,7 +149,8 @@ def adopt(twin: Twin, layer: nnx.Module) -> None:
     """Gives a twin every attribute of the layer that it replaces; the variables are the same objects."""
     for name, value in vars(layer).items():
         if not name.startswith("_pytree__"):
-            setattr(twin, name, value)
+            # Flax takes an array (a convolution's mask) for data by itself, but not a traced one.
+            setattr(twin, name, nnx.data(value) if isinstance(value, jax.Array) else value)
 
 
 class TrainTwin(Twin):

@@ -19,7 +19,7 @@ _REGISTRY: dict[str, type["Quantizer"]] = {}
 
 @dataclasses.dataclass(frozen=True)
 class Quantizer(abc.ABC):
-    """How one array is quantized while it trains; finals are frozen dataclasses, registered by name.
+    """How one array is quantized while it trains; finals are frozen and registered by name.
 
     Law: freeze(x, s).dequantize() equals fake_quant(x, s) bit for bit: eager, jitted, vmapped,
     scanned, sharded.

@@ -36,8 +36,8 @@ class Absmax(_StraightThrough):
         super().__post_init__()
         if self.spec.has_global_scale and not isinstance(self.spec.granularity, Block):
             raise ValueError(
-                "Absmax: a global scale found per call would couple the rows of a batch; activations "
-                "with e4m3 scales use StaticAbsmax, which is calibrated."
+                "Absmax: a global scale found per call would couple the rows of a batch; "
+                "activations with e4m3 scales use StaticAbsmax, which is calibrated."
             )
 
     @override

@@ -14,10 +14,11 @@ from lowbit_jax.training.config import DataConfig, ModelConfig, OptimConfig, Tra
 
 def get_config(variant=""):
     return TrainConfig(
-        name="tiny", recipe="w1_58a8", steps={steps}, batch=4, length=16, log_every=5,
-        eval_every=1000, eval_batches=1, final_batches=2, checkpoint_every=20, sample_prompt="low
-        ", sample_length=8, model=ModelConfig(dim=32, layers=1, heads=2, kv_heads=1, ffn_dim=32,
-        max_length=32), data=DataConfig(source="text:{text}"), optim=OptimConfig(lr=1e-2, warmup=2),
+        name="tiny", recipe="w1_58a8", steps={steps}, batch=4, length=16,
+        log_every=5, eval_every=1000, eval_batches=1, final_batches=2, checkpoint_every=20,
+        sample_prompt="low ", sample_length=8,
+        model=ModelConfig(dim=32, layers=1, heads=2, kv_heads=1, ffn_dim=32, max_length=32),
+        data=DataConfig(source="text:{text}"), optim=OptimConfig(lr=1e-2, warmup=2),
     )
 """
 

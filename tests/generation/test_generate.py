@@ -13,7 +13,7 @@ from lowbit_jax.generation import generate, sample, stream_tokens
 from lowbit_jax.models import Decoder, DecoderConfig
 
 CONFIG = DecoderConfig(
-    vocab=19, dim=16, layers=2, heads=4, kv_heads=2, ffn_dim=24, max_length=12, tied=True
+    vocab=19, dim=16, layers=1, heads=4, kv_heads=2, ffn_dim=24, max_length=12, tied=True
 )
 PROMPT = np.array([[3, 1, 4, 1], [5, 9, 2, 6]], np.int32)
 STEPS = 8
@@ -32,7 +32,7 @@ class Traced(Decoder):
 
 def make(*, stacked: bool = False, spread: float = 1.0) -> Decoder:
     """A random model; drawn by numpy, as initializers take longer to compile than the model."""
-    config = dataclasses.replace(CONFIG, stacked=stacked)
+    config = dataclasses.replace(CONFIG, stacked=stacked, layers=2 if stacked else 1)
     graphdef, state = nnx.split(nnx.eval_shape(lambda: Traced(config, rngs=nnx.Rngs(0))))
     rng = np.random.default_rng(0)
 

@@ -10,6 +10,8 @@ from flax import nnx
 
 from lowbit_jax.generation import stream_text
 
+STOP, STEPS = 0, 9  # the same steps for all, so that they share their programs
+
 
 class Bytes:
     """One token a byte."""
@@ -26,7 +28,7 @@ class Reciter(nnx.Module):
 
     def __init__(self, text: bytes, prompt: int):
         self.config = types.SimpleNamespace(vocab=256, max_length=64)
-        self.text = tuple(text)
+        self.text = nnx.Variable(jnp.asarray([*text, *[STOP] * (STEPS - len(text))]))
         self.prompt = prompt
 
     def init_cache(self, batch, capacity):
@@ -35,7 +37,7 @@ class Reciter(nnx.Module):
     def features(self, tokens, cache):
         at = cache.length[...] + jnp.arange(tokens.shape[1]) - (self.prompt - 1)
         cache.length[...] += tokens.shape[1]
-        said = jnp.asarray(self.text)[jnp.clip(at, 0, len(self.text) - 1)]
+        said = jnp.take(self.text[...], at, mode="clip")
         return jnp.broadcast_to(said[None, :, None], (*tokens.shape, 1))
 
     def logits(self, features):
@@ -47,9 +49,9 @@ class Place(nnx.Module):
         self.length = nnx.Cache(jnp.zeros((), jnp.int32))
 
 
-def pieces(text: bytes, prompt: str = "a", **options) -> list[str]:
+def pieces(text: bytes, prompt: str = "a", stop_token: int = STOP) -> list[str]:
     model = Reciter(text, len(prompt.encode()))
-    return list(stream_text(model, Bytes(), prompt, len(text), **options))
+    return list(stream_text(model, Bytes(), prompt, STEPS, stop_token=stop_token))
 
 
 def test_pieces_come_token_by_token_and_characters_come_whole():
@@ -63,6 +65,11 @@ def test_a_character_that_stays_broken_is_shown_as_such():
 
 def test_the_stop_token_ends_the_text_and_is_not_in_it():
     assert "".join(pieces(b"one\ntwo", stop_token=ord("\n"))) == "one"
+
+
+def test_without_a_stop_token_the_text_is_as_long_as_asked():
+    model = Reciter(b"abc", 1)
+    assert "".join(stream_text(model, Bytes(), "a", STEPS)) == "abc" + "\0" * (STEPS - 3)
 
 
 def test_the_prompt_is_not_repeated():

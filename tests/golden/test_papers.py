@@ -7,7 +7,7 @@ import pytest
 
 from lowbit_jax import formats
 from lowbit_jax.estimators import lsq
-from lowbit_jax.quantizers import LSQ, AbsMean, Absmax
+from lowbit_jax.quantizers import LSQ, Absmax, AbsMean
 from lowbit_jax.spec import PerTensor, PerToken, QuantSpec
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")

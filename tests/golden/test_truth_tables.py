@@ -31,7 +31,7 @@ TABLES: dict[str, list[float]] = {
         0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
     ],
 }  # fmt: skip
-# Codes that no value encodes to: the last of ternary, the lowest of narrow ranges, e2m1's minus zero.
+# Codes that no value encodes to: ternary's last, a narrow range's lowest, e2m1's minus zero.
 UNUSED = {"ternary": {3}, "int4_narrow": {0}, "int8_narrow": {0}, "fp4_e2m1": {8}}
 
 

@@ -1,6 +1,5 @@
 """The CNN's norms follow the mode it is in."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,15 +16,8 @@ forward = nnx.jit(lambda model, images: model(images))
 
 
 @pytest.fixture(scope="module")
-def model() -> CNN:
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: CNN(CONFIG, rngs=nnx.Rngs(0))))
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        near = {"kernel": rng.normal(size=leaf.shape) / 4, "scale": 1.0, "var": 1.0}
-        return leaf.replace(np.full(leaf.shape, near.get(path[-1], 0.0), np.float32))
-
-    return nnx.merge(graphdef, jax.device_put(nnx.map_state(draw, state)))
+def model(draw_model) -> CNN:
+    return draw_model(lambda: CNN(CONFIG, rngs=nnx.Rngs(0)))
 
 
 def test_shapes_and_paths():

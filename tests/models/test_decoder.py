@@ -21,29 +21,6 @@ forward = jax.jit(lambda model, tokens: model(tokens))
 step = jax.jit(lambda model, cache, tokens: (model(tokens, cache), cache))
 
 
-def make(config: DecoderConfig) -> Decoder:
-    """A model with random parameters, the same for `stacked` and not.
-
-    Also norms and biases are random: at 1 and 0, where training starts, a wrong one would not show.
-    No initializer runs, which saves compiling one for each shape.
-    """
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        near, spread = (1.0, 0.3) if path[-1] == "scale" else (0.0, leaf.shape[0] ** -0.5)
-        return leaf.replace(np.float32(near + spread * rng.normal(size=leaf.shape)))
-
-    listed = dataclasses.replace(config, stacked=False)
-    abstract = nnx.eval_shape(lambda: Decoder(listed, rngs=nnx.Rngs(0)))
-    graphdef, state = nnx.split(abstract)
-    state = nnx.map_state(draw, state)
-    if config.stacked:
-        graphdef = nnx.graphdef(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
-        layers = [state["layers"][i] for i in range(config.layers)]
-        state["layers"] = jax.tree.map(lambda *leaves: np.stack(leaves), *layers)
-    return nnx.merge(graphdef, jax.device_put(state))
-
-
 def rounding(config: DecoderConfig, logits: np.ndarray) -> float:
     """First-order bound: products of K terms err by K * eps; 7 a layer and the head add up."""
     k = max(config.dim, config.ffn_dim, config.heads * config.head_size)
@@ -102,18 +79,37 @@ def reference(model: Decoder, tokens: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def plain() -> Decoder:
+def make(draw_model):
+    """Makes a random model, the same for `stacked` and not."""
+
+    def make(config: DecoderConfig, **changes) -> Decoder:
+        config = dataclasses.replace(config, **changes)
+        listed = dataclasses.replace(config, stacked=False)
+        model = draw_model(lambda: Decoder(listed, rngs=nnx.Rngs(0)))
+        if not config.stacked:
+            return model
+        state = nnx.state(model)
+        layers = [state["layers"][i] for i in range(config.layers)]
+        state["layers"] = jax.tree.map(lambda *leaves: np.stack(leaves), *layers)
+        abstract = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+        return nnx.merge(nnx.graphdef(abstract), jax.device_put(state))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def plain(make) -> Decoder:
     return make(PLAIN)
 
 
 @pytest.fixture(scope="module")
-def full() -> Decoder:
+def full(make) -> Decoder:
     return make(FULL)
 
 
 @pytest.fixture(scope="module")
-def stacked() -> Decoder:
-    return make(dataclasses.replace(FULL, stacked=True))
+def stacked(make) -> Decoder:
+    return make(FULL, stacked=True)
 
 
 @pytest.mark.parametrize("name", ["plain", "full"])
@@ -147,7 +143,7 @@ def test_stacked_layers_compute_the_same(full, stacked):
 
 
 def test_the_same_seed_gives_the_same_weights_stacked_or_not():
-    config = dataclasses.replace(PLAIN, vocab=64, dim=64, ffn_dim=128)
+    config = dataclasses.replace(PLAIN, vocab=64, dim=64, kv_heads=4, ffn_dim=128)
     model = Decoder(config, rngs=nnx.Rngs(0))
     stacked = Decoder(dataclasses.replace(config, stacked=True), rngs=nnx.Rngs(0))
     for i, layer in enumerate(model.layers):
@@ -207,8 +203,8 @@ def test_no_token_sees_a_later_one(plain):
     assert np.all(np.any(before[:, 5:] != after[:, 5:], axis=-1))
 
 
-def test_bfloat16_computes_the_same_up_to_its_rounding(plain):
-    model = make(dataclasses.replace(PLAIN, dtype="bfloat16"))
+def test_bfloat16_computes_the_same_up_to_its_rounding(plain, make):
+    model = make(PLAIN, dtype="bfloat16")
     assert {p.dtype for p in jax.tree.leaves(nnx.state(model))} == {jnp.dtype(jnp.float32)}
     want, got = forward(plain, TOKENS), forward(model, TOKENS)
     assert got.dtype == jnp.float32
@@ -219,7 +215,7 @@ def test_bfloat16_computes_the_same_up_to_its_rounding(plain):
     assert np.any(np.asarray(got != want))
 
 
-def test_paths_are_the_contract(full):
+def test_paths_are_the_contract(full, make):
     def paths(model):
         return {"/".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model))}
 
@@ -236,7 +232,7 @@ def test_paths_are_the_contract(full):
     shared = {"embed/embedding", "norm/scale"}
     layers = {f"layers/{i}/{name}" for i in range(2) for name in layer | options}
     assert paths(full) == shared | layers
-    stacked = make(dataclasses.replace(PLAIN, stacked=True))
+    stacked = make(PLAIN, stacked=True)
     assert paths(stacked) == shared | {f"layers/{name}" for name in layer} | {"head/kernel"}
     assert {p.shape[0] for p in jax.tree.leaves(nnx.state(stacked.layers))} == {PLAIN.layers}
 
@@ -253,8 +249,8 @@ class Counting(nnx.Module):
         return self.inner(x)
 
 
-def test_what_a_swapped_layer_observes_is_kept_for_each_layer_of_a_stack():
-    listed, stacked = make(PLAIN), make(dataclasses.replace(PLAIN, stacked=True))
+def test_what_a_swapped_layer_observes_is_kept_for_each_layer_of_a_stack(make):
+    listed, stacked = make(PLAIN), make(PLAIN, stacked=True)
     for layer in listed.layers:
         layer.mlp.down = Counting(layer.mlp.down)
     stacked.layers.mlp.down = Counting(stacked.layers.mlp.down, (PLAIN.layers,))

@@ -7,8 +7,8 @@ from flax import nnx
 from lowbit_jax.models import MLP, MLPConfig
 
 
-def test_output_is_the_formula():
-    model = MLP(MLPConfig(3, (8, 4), 2), rngs=nnx.Rngs(0))
+def test_output_is_the_formula(draw_model):
+    model = draw_model(lambda: MLP(MLPConfig(3, (8, 4), 2), rngs=nnx.Rngs(0)))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
     want = np.asarray(x, np.float64)
     for layer in model.layers:
@@ -20,6 +20,6 @@ def test_output_is_the_formula():
 
 
 def test_without_hidden_layers_it_is_linear():
-    model = MLP(MLPConfig(3, (), 2), rngs=nnx.Rngs(0))
+    model = nnx.eval_shape(lambda: MLP(MLPConfig(3, (), 2), rngs=nnx.Rngs(0)))
     paths = {"/".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model))}
     assert paths == {"head/kernel", "head/bias"}

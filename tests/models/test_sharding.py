@@ -56,9 +56,9 @@ def test_an_axis_that_the_mesh_lacks_or_does_not_divide_stays_whole():
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices, virtual ones will do")
-def test_a_sharded_model_computes_what_a_whole_one_does():
+def test_a_sharded_model_computes_what_a_whole_one_does(draw_model):
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), (AxisType.Auto,) * 3)
-    whole = Decoder(CONFIG, rngs=nnx.Rngs(0))
+    whole = draw_model(lambda: Decoder(CONFIG, rngs=nnx.Rngs(0)))
     cut = jax.device_put(whole, param_shardings(whole, mesh))
     shard = cut.layers.mlp.up.kernel[...].addressable_shards[0].data
     assert shard.shape == (CONFIG.layers, CONFIG.dim // 2, CONFIG.ffn_dim // 2)

@@ -84,9 +84,7 @@ def test_element_stack_k_n_of_the_matrix_is_that_of_the_kernel(name, lead):
     assert view.lead(kernel.ndim) == len(lead)
     for front in product(lead):
         for s in product(stack):
-            for (i, ks), (j, ns) in itertools.product(
-                enumerate(product(k)), enumerate(product(n))
-            ):
+            for (i, ks), (j, ns) in itertools.product(enumerate(product(k)), enumerate(product(n))):
                 assert matrix[(*front, *s, i, j)] == kernel[(*front, *element(s, ks, ns))]
     np.testing.assert_array_equal(view.from_matrix(matrix), kernel)
 

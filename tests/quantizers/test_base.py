@@ -3,7 +3,7 @@ import json
 import pytest
 
 from lowbit_jax import formats, quantizers, testing
-from lowbit_jax.quantizers import LSQ, AbsMean, Absmax, MinMax, from_dict
+from lowbit_jax.quantizers import LSQ, Absmax, AbsMean, MinMax, from_dict
 from lowbit_jax.spec import QuantSpec
 
 SPEC = QuantSpec(format=formats.INT4)

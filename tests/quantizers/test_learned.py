@@ -32,7 +32,9 @@ def test_learning_the_scale_lowers_the_error():
 
     state = q.init(w)
     before = float(loss(state))
-    step = jax.jit(lambda s: jax.tree.map(lambda a, g: a - np.float32(1e-3) * g, s, jax.grad(loss)(s)))
+    step = jax.jit(
+        lambda s: jax.tree.map(lambda a, g: a - np.float32(1e-3) * g, s, jax.grad(loss)(s))
+    )
     for _ in range(50):
         state = step(state)
     # Half-way at least to the searched optimum, from which the gradient rule knows nothing.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lowbit_jax import calibrate, formats, testing
-from lowbit_jax.quantizers import AbsMean, Absmax, MinMax, StaticAbsmax
+from lowbit_jax.quantizers import Absmax, AbsMean, MinMax, StaticAbsmax
 from lowbit_jax.spec import E4M3, PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")

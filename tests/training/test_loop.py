@@ -153,6 +153,7 @@ def test_wrong_input_leaves_nothing_behind(tiny, quiet, tmp_path, change, messag
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_calibrated_activations_are_found_before_the_first_step(tiny, quiet, tmp_path):
     run = loop.train_steps(
         tiny.replace({"recipe": "nvfp4", "calibrate_every": 5, "steps": 3}),

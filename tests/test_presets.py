@@ -1,0 +1,74 @@
+"""The table of named schemes, as design.md lists them."""
+
+import pytest
+
+import lowbit_jax as lb
+
+LISTED = {
+    *(
+        f"w{bits}a16{group}{zero}"
+        for bits in (2, 3, 4, 8)
+        for group in ("", "_g32", "_g64", "_g128")
+        for zero in ("", "_asym", "_lsq")
+    ),
+    *("w8a8", "w4a8", "w4a4"),
+    *(f"w{bits}a{a}{pc}" for bits in ("1", "1_58") for a in (8, 16) for pc in ("", "_pc")),
+    *("nvfp4a16", "nvfp4", "mxfp4a16", "mxfp4", "nf4_g64"),
+}
+
+
+def test_the_table_is_complete_and_holds_nothing_unlisted():
+    assert set(lb.presets) == LISTED
+    assert len(lb.presets) == len(LISTED)
+
+
+def facts(name):
+    weight, inputs = lb.presets[name].weight, lb.presets[name].input
+    return (
+        type(weight).__name__,
+        weight.spec.describe(),
+        inputs and f"{type(inputs).__name__} {inputs.spec.describe()}",
+    )
+
+
+INT8_TOKENS = "Absmax int8_narrow per token"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    {
+        "w4a16": ("Absmax", "int4 per channel", None),
+        "w2a16": ("Absmax", "int2_half per channel", None),
+        "w3a16_g64": ("Absmax", "int3 in groups of 64", None),
+        "w8a16_g128_asym": ("MinMax", "uint8 in groups of 128", None),
+        "w2a16_g32_lsq": ("LSQ", "int2_half in groups of 32", None),
+        "w8a8": ("Absmax", "int8 per channel", INT8_TOKENS),
+        "w4a8": ("Absmax", "int4 per channel", INT8_TOKENS),
+        "w4a4": ("Absmax", "int4 per channel", "Absmax int4_narrow per token"),
+        "w1_58a8": ("AbsMean", "ternary per tensor", INT8_TOKENS),
+        "w1_58a16_pc": ("AbsMean", "ternary per channel", None),
+        "w1a16": ("AbsMean", "binary per tensor", None),
+        "w1a8_pc": ("AbsMean", "binary per channel", INT8_TOKENS),
+        "nvfp4a16": ("Absmax", "fp4_e2m1 in groups of 16 with e4m3 scales", None),
+        "nvfp4": (
+            "Absmax",
+            "fp4_e2m1 in groups of 16 with e4m3 scales",
+            "StaticAbsmax fp4_e2m1 per token in groups of 16 with e4m3 scales",
+        ),
+        "mxfp4": (
+            "Absmax",
+            "fp4_e2m1 in groups of 32 with e8m0 scales",
+            "Absmax fp4_e2m1 per token in groups of 32 with e8m0 scales",
+        ),
+        "nf4_g64": ("Absmax", "nf4 in groups of 64", None),
+    }.items(),
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_name_means_what_its_paper_or_format_says(name, expected):
+    assert facts(name) == expected
+
+
+def test_an_unknown_name_lists_the_nearest():
+    with pytest.raises(ValueError, match=r"no preset is named 'w4a16_g129'. Nearest: .*'w4a16_g12"):
+        lb.presets["w4a16_g129"]
+    assert "w4a16_g129" not in lb.presets
