@@ -62,7 +62,7 @@ class QTensor:
     @property
     def nbytes(self) -> int:
         """Bytes of words, scales and zero points, padding included."""
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self))
+        return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(self))
 
     @property
     def bits_per_weight(self) -> float:

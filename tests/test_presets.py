@@ -1,5 +1,7 @@
 """The table of named schemes, as design.md lists them."""
 
+import dataclasses
+
 import pytest
 
 import lowbit_jax as lb
@@ -15,11 +17,16 @@ LISTED = {
     *(f"w{bits}a{a}{pc}" for bits in ("1", "1_58") for a in (8, 16) for pc in ("", "_pc")),
     *("nvfp4a16", "nvfp4", "mxfp4a16", "mxfp4", "nf4_g64"),
 }
+INTEGER = {"w8a8", "w4a8", "w4a4", *(f"w{bits}a8{pc}" for bits in ("1", "1_58") for pc in ("", "_pc"))}
 
 
 def test_the_table_is_complete_and_holds_nothing_unlisted():
-    assert set(lb.presets) == LISTED
-    assert len(lb.presets) == len(LISTED)
+    listed = LISTED | {f"{name}_int8" for name in INTEGER}
+    assert set(lb.presets) == listed
+    assert len(lb.presets) == len(listed)
+    for name in INTEGER:  # both sides are integers, so that there is an integer product
+        scheme = lb.presets[name]
+        assert lb.presets[f"{name}_int8"] == dataclasses.replace(scheme, product="int8")
 
 
 def facts(name):

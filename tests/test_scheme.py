@@ -15,7 +15,7 @@ def test_a_scheme_survives_its_dict(name):
     assert lb.LayerScheme.from_dict(scheme.to_dict()) == scheme
     integer = dataclasses.replace(scheme, product="int8")
     assert lb.LayerScheme.from_dict(integer.to_dict()) == integer
-    assert hash(integer) != hash(scheme)
+    assert (hash(integer) == hash(scheme)) == (integer == scheme)
 
 
 def test_a_scheme_says_in_words_what_it_does():
