@@ -1,11 +1,12 @@
-"""lowbit_jax: low-bit models in JAX: trained, calibrated, packed, stored and multiplied by the same few values.
+"""lowbit_jax: low-bit models in JAX: trained, calibrated, packed, stored and multiplied by the same
+few values.
 
-    import lowbit_jax as lb
+import lowbit_jax as lb
 
-    model = lb.quantize_model(model, "w1_58a8")   # trains on its grid
-    ...                                           # an ordinary optax loop
-    model = lb.pack_model(model)                  # 2 bits a weight
-    lb.checkpoint.save("packed", model)
+model = lb.quantize_model(model, "w1_58a8")   # trains on its grid
+...                                           # an ordinary optax loop
+model = lb.pack_model(model)                  # 2 bits a weight
+lb.checkpoint.save("packed", model)
 """
 
 from lowbit_jax import (
@@ -51,7 +52,7 @@ from lowbit_jax.nn import Packed, QuantStat
 from lowbit_jax.ops import matmul
 from lowbit_jax.presets import presets
 from lowbit_jax.qtensor import QTensor, quantize
-from lowbit_jax.quantizers import LSQ, AbsMean, Absmax, MinMax, Quantizer, StaticAbsmax
+from lowbit_jax.quantizers import LSQ, Absmax, AbsMean, MinMax, Quantizer, StaticAbsmax
 from lowbit_jax.recipe import Recipe, Rule
 from lowbit_jax.scheme import LayerScheme
 from lowbit_jax.spec import (
@@ -80,18 +81,13 @@ from lowbit_jax.surgery import (
 from lowbit_jax.version import __version__
 
 __all__ = [
-    "AbsMean",
-    "Absmax",
     "BFLOAT16",
     "BINARY",
-    "Block",
-    "Codebook",
     "E4M3",
     "E8M0",
     "FLOAT16",
     "FLOAT32",
     "FP4_E2M1",
-    "Format",
     "INT2",
     "INT2_HALF",
     "INT3",
@@ -102,12 +98,25 @@ __all__ = [
     "INT7",
     "INT8",
     "INT8_NARROW",
-    "IntGrid",
     "LSQ",
+    "NF4",
+    "TERNARY",
+    "UINT2",
+    "UINT3",
+    "UINT4",
+    "UINT5",
+    "UINT6",
+    "UINT7",
+    "UINT8",
+    "AbsMean",
+    "Absmax",
+    "Block",
+    "Codebook",
+    "Format",
+    "IntGrid",
     "LayerScheme",
     "MinMax",
     "Minifloat",
-    "NF4",
     "Packed",
     "PerChannel",
     "PerGroup",
@@ -122,14 +131,6 @@ __all__ = [
     "ScaleFormat",
     "StaticAbsmax",
     "Summary",
-    "TERNARY",
-    "UINT2",
-    "UINT3",
-    "UINT4",
-    "UINT5",
-    "UINT6",
-    "UINT7",
-    "UINT8",
     "__version__",
     "calibrate",
     "calibrate_model",

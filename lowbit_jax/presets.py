@@ -20,7 +20,7 @@ from typing import Final
 
 from lowbit_jax import formats
 from lowbit_jax.formats import Format
-from lowbit_jax.quantizers import LSQ, AbsMean, Absmax, MinMax, Quantizer, StaticAbsmax
+from lowbit_jax.quantizers import LSQ, Absmax, AbsMean, MinMax, Quantizer, StaticAbsmax
 from lowbit_jax.scheme import LayerScheme
 from lowbit_jax.spec import (
     E4M3,
@@ -64,7 +64,9 @@ def _integers() -> Iterator[tuple[str, LayerScheme]]:
         ("w4a8", formats.INT4, _A8),
         ("w4a4", formats.INT4, _A4),
     ):
-        yield from _with_int8(name, LayerScheme(weight=Absmax(QuantSpec(format=fmt)), input=activations))
+        yield from _with_int8(
+            name, LayerScheme(weight=Absmax(QuantSpec(format=fmt)), input=activations)
+        )
 
 
 def _papers() -> Iterator[tuple[str, LayerScheme]]:
@@ -82,9 +84,7 @@ def _with_int8(name: str, scheme: LayerScheme) -> Iterator[tuple[str, LayerSchem
 
 def _floats() -> Iterator[tuple[str, LayerScheme]]:
     e2m1 = formats.FP4_E2M1
-    weight: Quantizer = Absmax(
-        QuantSpec(format=e2m1, granularity=PerGroup(16), scale_format=E4M3)
-    )
+    weight: Quantizer = Absmax(QuantSpec(format=e2m1, granularity=PerGroup(16), scale_format=E4M3))
     activations: Quantizer = StaticAbsmax(
         QuantSpec(format=e2m1, granularity=PerToken(16), scale_format=E4M3)
     )

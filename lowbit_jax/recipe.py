@@ -47,7 +47,8 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True, init=False)
 class Recipe:
-    """Rules in order; for every layer the first one that matches decides, and none leaves it float."""
+    """Rules in order; for every layer the first one that matches decides, and none leaves it "
+    "float."""
 
     rules: tuple[Rule, ...]
 
@@ -74,7 +75,9 @@ class Recipe:
         data = json.loads(text)
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             found = data.get("schema") if isinstance(data, dict) else type(data).__name__
-            raise ValueError(f"Recipe: schema {found!r} is not {SCHEMA}, the one this version reads.")
+            raise ValueError(
+                f"Recipe: schema {found!r} is not {SCHEMA}, the one this version reads."
+            )
         if set(data) != {"schema", "rules"}:
             raise ValueError(f"Recipe: keys {sorted(data)} are not ['rules', 'schema'].")
         rules = []
@@ -90,10 +93,11 @@ class Recipe:
 
     @classmethod
     def from_string(cls, text: str) -> "Recipe | str | None":
-        """A recipe from a command line: a preset's name, `pattern=preset;...`, JSON, or "" for float.
+        """A recipe from a command line: a preset's name, `pattern=preset;...`, JSON, or "" for
+        float.
 
-        A preset's name stays a string, since it means every layer but embedding and head; `none` as a preset
-        leaves the layers of that pattern float.
+        A preset's name stays a string, since it means every layer but embedding and head; `none` as
+        a preset leaves the layers of that pattern float.
 
         Raises:
             ValueError: An unknown preset (the message lists the nearest), a bad pattern or JSON.

@@ -88,14 +88,16 @@ class Summary:
 
         def line(cells: tuple[str, ...]) -> str:
             padded = (
-                c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True)
+                c.rjust(w) if r else c.ljust(w)
+                for c, w, r in zip(cells, widths, right, strict=True)
             )
             return "  ".join(padded).rstrip()
 
         rule = "  ".join("-" * w for w in widths)
         quantized = sum(row.weights for row in self.rows)
         last = (
-            f"{self.parameters:,} parameters; {quantized:,} weights quantized to {self.bits_per_weight:.4g} bits, "
+            f"{self.parameters:,} parameters; {quantized:,} weights quantized to "
+            f"{self.bits_per_weight:.4g} bits, "
             f"{self.float_bytes / max(self.bytes, 1):.3g} times smaller than float32."
         )
         stayed = [row.path or "." for row in self.rows if row.weights == 0]
@@ -106,7 +108,8 @@ class Summary:
 
 
 def summary(model: nnx.Module) -> Summary:
-    """Every module that owns parameters, with path, scheme, bits, shape, and bytes before and after.
+    """Every module that owns parameters, with path, scheme, bits, shape, and bytes before and
+    after.
 
     Works on float, quantized and packed models, and on abstract ones (`nnx.eval_shape`).
     """

@@ -1,7 +1,8 @@
 """Surgery: a model in, a new model out, with layers replaced by their twins.
 
-Paths, parameter names and sharding metadata stay; only `..._scale` and similar leaves are added. The argument is
-left untouched: the new model has its own variables, which share the immutable arrays.
+Paths, parameter names and sharding metadata stay (but for packed kernels, which are no single
+array any more); only `..._scale` and similar leaves are added. The argument is left untouched: the
+new model has its own variables, which share the immutable arrays.
 """
 
 import difflib
@@ -24,7 +25,8 @@ _PLAIN = (dict, list, tuple)
 
 
 def layers(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
-    """Every module with its path, such as `layers/0/mlp/up`; a module that is shared comes once, first path."""
+    """Every module with its path, such as `layers/0/mlp/up`; a module that is shared comes once, "
+    "first path."""
     yield from _walk(model, (), set())
 
 
@@ -54,17 +56,21 @@ def _children(node: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def is_candidate(module: Any) -> bool:
-    """Whether rules range over this module: it owns a parameter of rank >= 2 that is no bias, and is no norm."""
+    """Whether rules range over this module: it owns a parameter of rank >= 2 that is no bias, and "
+    "is no norm."""
     if isinstance(module, NORMS):
         return False
     return isinstance(module, Twin) or any(
-        isinstance(value, nnx.Param) and len(value.get_value().shape) >= 2 and not name.endswith("bias")
+        isinstance(value, nnx.Param)
+        and len(value.get_value().shape) >= 2
+        and not name.endswith("bias")
         for name, value in vars(module).items()
     )
 
 
 def is_embedding_or_head(path: str, module: Any) -> bool:
-    """What a recipe given as a string leaves float: embeddings, and a layer named `head` or `lm_head`."""
+    """What a recipe given as a string leaves float: embeddings, and a layer named `head` or "
+    "`lm_head`."""
     embedding = isinstance(module, nnx.Embed) or getattr(module, "float_class", None) is nnx.Embed
     return embedding or HEAD.fullmatch(path) is not None
 
@@ -75,7 +81,8 @@ def quantized_layers(model: nnx.Module) -> Iterator[tuple[str, Twin]]:
 
 
 def recipe_of(model: nnx.Module) -> Recipe | None:
-    """The recipe that makes this model's quantized layers from its float model; None if it is float."""
+    """The recipe that makes this model's quantized layers from its float model; None if it is "
+    "float."""
     paths: dict[LayerScheme, list[str]] = {}
     for path, twin in quantized_layers(model):
         paths.setdefault(twin.scheme, []).append(re.escape(path))
@@ -89,13 +96,15 @@ def quantize_model(model: nnx.Module, recipe: Recipe | str) -> nnx.Module:
 
     Args:
         model: Any NNX model; it is left untouched.
-        recipe: Rules, or the name of a preset, which then means every candidate but embeddings and head.
+        recipe: Rules, or the name of a preset, which then means every candidate but embeddings and
+            head.
 
     Returns: The model with `Q...` twins; parameter paths do not change.
 
     Raises:
-        ValueError: A rule that matches nothing or is always shadowed, a model without candidates, a length
-            that does not split into groups, a model that is quantized already: with the path and the fix.
+        ValueError: A rule that matches nothing or is always shadowed, a model without candidates, a
+            length that does not split into groups, a model that is quantized already: with the path
+            and the fix.
         NotImplementedError: A matched layer that has no quantized twin.
     """
     found = {path: module for path, module in layers(model) if is_candidate(module)}
@@ -116,7 +125,8 @@ def quantize_model(model: nnx.Module, recipe: Recipe | str) -> nnx.Module:
         twin = TRAIN_TWINS.get(type(module))
         if twin is None:
             raise NotImplementedError(
-                f"{path}: a {type(module).__name__} matched the rule {rule.path!r} but has no quantized twin; "
+                f"{path}: a {type(module).__name__} matched the rule {rule.path!r} but has no "
+                "quantized twin; "
                 f"those with one: {sorted(c.__name__ for c in TRAIN_TWINS)}. "
                 f"Leave it float with a rule in front: Rule({re.escape(path)!r}, None)."
             )
@@ -128,13 +138,17 @@ def quantize_model(model: nnx.Module, recipe: Recipe | str) -> nnx.Module:
 def pack_model(model: nnx.Module) -> nnx.Module:
     """A new model whose quantized layers hold packed codes instead of float kernels.
 
-    Paths and calls are the same, and so are the results: a packed kernel dequantizes to what training saw.
+    Paths and calls are the same, and so are the results: a packed kernel dequantizes to what
+    training saw.
 
     Raises:
-        ValueError: No layer is quantized, a kernel holds NaN or infinities, a statistic was never calibrated.
+        ValueError: No layer is quantized, a kernel holds NaN or infinities, a statistic was never
+            calibrated.
     """
     if not any(isinstance(module, TrainTwin) for _, module in layers(model)):
-        raise ValueError("pack_model: no layer of this model is quantized. Call quantize_model first.")
+        raise ValueError(
+            "pack_model: no layer of this model is quantized. Call quantize_model first."
+        )
 
     def replace(path: str, module: Any) -> Any:
         if not isinstance(module, TrainTwin):
@@ -198,7 +212,8 @@ def calibrate_model(
 
 
 def _rebuilt(model: nnx.Module, replace: Callable[[str, Any], Any]) -> nnx.Module:
-    """A clone (new variables, same arrays) in which `replace` was applied to every module, children first."""
+    """A clone (new variables, same arrays) in which `replace` was applied to every module, "
+    "children first."""
     done: dict[int, Any] = {}
 
     def visit(node: Any, path: tuple[str, ...]) -> Any:
@@ -243,7 +258,8 @@ def _everything(found: dict[str, Any], preset: str) -> Recipe:
     paths = [path for path, module in found.items() if not is_embedding_or_head(path, module)]
     if not paths:
         raise ValueError(
-            f"quantize_model: the preset {preset!r} means every layer but embeddings and head, and this model "
+            f"quantize_model: the preset {preset!r} means every layer but embeddings and head, and "
+            "this model "
             f"has no other: {sorted(found) or 'no layer with a weight matrix'}. Give a Recipe."
         )
     return Recipe(Rule("|".join(map(re.escape, paths)), scheme))
@@ -258,12 +274,15 @@ def _check_rules(recipe: Recipe, found: dict[str, Any], chosen: dict[str, Rule |
             first = chosen[shadowed[0]]
             assert first is not None
             raise ValueError(
-                f"the rule {rule.path!r} never decides: every layer it matches is taken by an earlier rule "
-                f"({shadowed[0]} by {first.path!r}). Put the more special rule first, or remove one."
+                f"the rule {rule.path!r} never decides: every layer it matches is taken by an "
+                "earlier rule "
+                f"({shadowed[0]} by {first.path!r}). Put the more special rule first, or remove "
+                "one."
             )
         near = difflib.get_close_matches(rule.path, found, n=5, cutoff=0.0)
         raise ValueError(
-            f"the rule {rule.path!r} matches no layer. Nearest paths: {near}. A pattern must match the "
+            f"the rule {rule.path!r} matches no layer. Nearest paths: {near}. A pattern must match "
+            "the "
             "whole path; lb.summary(model) prints all of them."
         )
 
@@ -273,8 +292,12 @@ def _check_values(path: str, module: TrainTwin) -> None:
         if not isinstance(variable, nnx.Variable):
             continue
         for leaf in jax.tree.leaves(variable.get_value()):
-            if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and (
-                jnp.issubdtype(leaf.dtype, jnp.floating) and not bool(jnp.isfinite(leaf).all())
+            if (
+                isinstance(leaf, jax.Array)
+                and not isinstance(leaf, jax.core.Tracer)
+                and (
+                    jnp.issubdtype(leaf.dtype, jnp.floating) and not bool(jnp.isfinite(leaf).all())
+                )
             ):
                 if isinstance(variable, QuantStat):
                     raise ValueError(

@@ -17,7 +17,12 @@ LISTED = {
     *(f"w{bits}a{a}{pc}" for bits in ("1", "1_58") for a in (8, 16) for pc in ("", "_pc")),
     *("nvfp4a16", "nvfp4", "mxfp4a16", "mxfp4", "nf4_g64"),
 }
-INTEGER = {"w8a8", "w4a8", "w4a4", *(f"w{bits}a8{pc}" for bits in ("1", "1_58") for pc in ("", "_pc"))}
+INTEGER = {
+    "w8a8",
+    "w4a8",
+    "w4a4",
+    *(f"w{bits}a8{pc}" for bits in ("1", "1_58") for pc in ("", "_pc")),
+}
 
 
 def test_the_table_is_complete_and_holds_nothing_unlisted():

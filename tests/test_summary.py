@@ -68,7 +68,10 @@ def test_rows_name_what_every_layer_is():
     )
     # Three bits, and per 32 weights a float32 scale and a zero point of 8 bits.
     assert rows["layers/0/attention/query"].bits == 3 + 40 / 32
-    assert rows["layers/0/attention/query"].bytes == rows["layers/0/attention/query"].kernel_bytes + 128
+    assert (
+        rows["layers/0/attention/query"].bytes
+        == rows["layers/0/attention/query"].kernel_bytes + 128
+    )
     # Four bits, an e4m3 scale per 16, a float32 factor for the matrix; and the range of the input.
     down = rows["layers/0/mlp/down"]
     assert down.bits == 4 + 8 / 16 + 32 / (64 * 32)
@@ -93,7 +96,9 @@ def test_bits_count_scales_and_padding():
 
 
 def test_stacked_layers_are_one_row_with_the_leading_axis():
-    rows = {row.path: row for row in lb.summary(abstract("w1_58a16", packed=True, stacked=True)).rows}
+    rows = {
+        row.path: row for row in lb.summary(abstract("w1_58a16", packed=True, stacked=True)).rows
+    }
     assert rows["layers/mlp/up"].shape == (2, 32, 64)
     assert rows["layers/mlp/up"].bits == 2 + 32 / (32 * 64)
 
@@ -115,13 +120,36 @@ def test_a_shared_layer_comes_once():
 def test_it_prints_a_table_that_ends_with_what_stayed_float():
     text = str(lb.summary(abstract("w4a16")))
     lines = text.splitlines()
-    assert lines[0].split() == ["path", "layer", "scheme", "bits", "shape", "bytes", "before", "after"]
+    assert lines[0].split() == [
+        "path",
+        "layer",
+        "scheme",
+        "bits",
+        "shape",
+        "bytes",
+        "before",
+        "after",
+    ]
     assert any(
-        line.split() == "layers/0/mlp/up QLinear Absmax int4 per channel 5 32x64 8,192 1,280".split()
+        line.split()
+        == [
+            "layers/0/mlp/up",
+            "QLinear",
+            "Absmax",
+            "int4",
+            "per",
+            "channel",
+            "5",
+            "32x64",
+            "8,192",
+            "1,280",
+        ]
         for line in lines
     )
     assert "weights quantized to" in lines[-2]
     assert "times smaller than float32" in lines[-2]
     assert lines[-1].startswith("Float: embed, head, layers/0/attention_norm")
     assert len({len(line) for line in lines[2:4]}) == 1
-    assert "Nothing stayed float." in str(Summary(tuple(r for r in lb.summary(abstract("w4a16")).rows if r.weights)))
+    assert "Nothing stayed float." in str(
+        Summary(tuple(r for r in lb.summary(abstract("w4a16")).rows if r.weights))
+    )

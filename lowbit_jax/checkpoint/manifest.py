@@ -1,7 +1,8 @@
 """`manifest.json`: what a checkpoint holds, readable without jax.
 
 {"schema": 1, "library": "lowbit_jax 0.1.0", "family": "decoder", "config": {...}, "kind": "packed",
- "recipe": {"schema": 1, "rules": [...]}, "tensors": {"layers/0/mlp/up/kernel": {...}}, "metadata": {...}}
+ "recipe": {"schema": 1, "rules": [...]}, "tensors": {"layers/0/mlp/up/kernel": {...}}, "metadata":
+ {...}}
 """
 
 import json
@@ -25,7 +26,8 @@ def read_manifest(path: epath.PathLike) -> dict[str, Any]:
     """The manifest of a checkpoint folder.
 
     Raises:
-        ValueError: The folder is no checkpoint, its manifest is damaged, or its schema is unknown here.
+        ValueError: The folder is no checkpoint, its manifest is damaged, or its schema is unknown
+            here.
     """
     file = epath.Path(path) / FILE
     if not file.exists():
@@ -35,7 +37,9 @@ def read_manifest(path: epath.PathLike) -> dict[str, Any]:
     try:
         manifest = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: the manifest is damaged ({error}). Restore it from a copy.") from None
+        raise ValueError(
+            f"{file}: the manifest is damaged ({error}). Restore it from a copy."
+        ) from None
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
     if schema != SCHEMA:
         raise ValueError(
@@ -44,6 +48,7 @@ def read_manifest(path: epath.PathLike) -> dict[str, Any]:
         )
     if set(manifest) != _KEYS:
         raise ValueError(
-            f"{file}: keys {sorted(set(manifest) ^ _KEYS)} are missing or unknown in schema {SCHEMA}."
+            f"{file}: keys {sorted(set(manifest) ^ _KEYS)} are missing or unknown in schema "
+            f"{SCHEMA}."
         )
     return manifest

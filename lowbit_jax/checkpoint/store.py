@@ -1,7 +1,7 @@
 """Saving and loading of a whole model.
 
-A checkpoint is a folder: `manifest.json` and `arrays/` (an orbax tree). It appears under its name only when it is complete:
-everything is written beside it first and renamed last.
+A checkpoint is a folder: `manifest.json` and `arrays/` (an orbax tree). It appears under its name
+only when it is complete: everything is written beside it first and renamed last.
 """
 
 import json
@@ -36,7 +36,8 @@ def save(
         path: Folder to create.
         model: Of any class; one of a registered family is rebuilt by `load` without further help.
         metadata: JSON-able extras (a tokenizer, provenance), found again in the manifest.
-        overwrite: Whether an existing checkpoint at `path` is replaced, once the new one is complete.
+        overwrite: Whether an existing checkpoint at `path` is replaced, once the new one is
+            complete.
 
     Raises:
         ValueError: `path` exists and `overwrite` is False.
@@ -89,12 +90,13 @@ def load(
 
     Args:
         path: Folder that `save` wrote.
-        model: For a model of no registered family: its float self, abstract (`nnx.eval_shape`) or not; only its
-            structure is used.
+        model: For a model of no registered family: its float self, abstract (`nnx.eval_shape`) or
+            not; only its structure is used.
         mesh: Where the arrays go, by the model's sharding table; default one device.
 
     Raises:
-        ValueError: No checkpoint, an unknown schema or family, or arrays that do not belong to the manifest.
+        ValueError: No checkpoint, an unknown schema or family, or arrays that do not belong to the
+            manifest.
     """
     path = epath.Path(path)
     manifest = read_manifest(path)
@@ -108,7 +110,8 @@ def load(
             if expected.get(name) != manifest["tensors"].get(name)
         )
         raise ValueError(
-            f"{path}: {len(differing)} tensors differ from what the manifest's model has, the first "
+            f"{path}: {len(differing)} tensors differ from what the manifest's model has, the "
+            "first "
             f"being {differing[0]}: {manifest['tensors'].get(differing[0])} on disk, "
             f"{expected.get(differing[0])} in the model."
         )
@@ -124,19 +127,20 @@ def load(
     except Exception as error:  # orbax raises the bare class for a chunk that cannot be decoded
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"{path / ARRAYS}: the arrays cannot be read ({reason}). The folder is truncated or damaged; "
+            f"{path / ARRAYS}: the arrays cannot be read ({reason}). The folder is truncated or "
+            "damaged; "
             "restore it from a copy."
         ) from error
     return nnx.merge(graphdef, trees.from_tree(restored, state))
 
 
-def _abstract(
-    path: epath.Path, manifest: dict[str, Any], model: nnx.Module | None
-) -> nnx.Module:
-    """The checkpoint's model without arrays: float, then quantized, then packed, as the manifest says."""
+def _abstract(path: epath.Path, manifest: dict[str, Any], model: nnx.Module | None) -> nnx.Module:
+    """The checkpoint's model without arrays: float, then quantized, then packed, as the manifest "
+    "says."""
     if model is None and manifest["family"] is None:
         raise ValueError(
-            f"{path}: its model is of no registered family. Pass load(path, model=nnx.eval_shape(...))."
+            f"{path}: its model is of no registered family. Pass load(path, "
+            "model=nnx.eval_shape(...))."
         )
     recipe = manifest["recipe"] and Recipe.from_json(json.dumps(manifest["recipe"]))
     graphdef, given = (None, None) if model is None else nnx.split(model)

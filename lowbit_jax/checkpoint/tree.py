@@ -10,7 +10,8 @@ _PARTS = ("scale", "zero_point", "global_scale")
 
 
 def to_tree(state: nnx.State) -> dict[str, Any]:
-    """NNX state to nested dicts with string keys; a QTensor becomes {"words_0": .., "scale": .., ..}."""
+    """NNX state to nested dicts with string keys; a QTensor becomes {"words_0": .., "scale": .., "
+    "..}."""
     tree: dict[str, Any] = {}
     for path, variable in nnx.to_flat_state(state):
         node = tree

@@ -1,8 +1,8 @@
 """What every quantized twin of a Flax layer shares.
 
-A twin takes over the attributes of the layer it replaces, its variables included, and computes exactly what that
-layer would: it calls the layer's own class on a stand-in whose kernel is the quantized one. Padding, dtypes,
-precision, sharding and whatever Flax adds later stay Flax's.
+A twin takes over the attributes of the layer it replaces, its variables included, and computes
+exactly what that layer would: it calls the layer's own class on a stand-in whose kernel is the
+quantized one. Padding, dtypes, precision, sharding and whatever Flax adds later stay Flax's.
 """
 
 import abc
@@ -96,7 +96,8 @@ class Twin(nnx.Module, abc.ABC):
         }
 
     def quantize_activation(self, part: str, x: Array) -> Array:
-        """Activations entering ("input") or leaving ("output"), on their grid if the scheme says so."""
+        """Activations entering ("input") or leaving ("output"), on their grid if the scheme says "
+        "so."""
         quantizer: Quantizer | None = getattr(self.scheme, part)
         if quantizer is None:
             return x
@@ -121,7 +122,8 @@ class Twin(nnx.Module, abc.ABC):
     def integer_operations(self, x: Array) -> dict[str, Callable[..., Array]]:
         """The attributes through which the float layer multiplies, replaced by integer products."""
         raise NotImplementedError(
-            f"{type(self).__name__}: no int8 product here; XLA's integer convolution on the CPU takes 50 "
+            f"{type(self).__name__}: no int8 product here; XLA's integer convolution on the CPU "
+            "takes 50 "
             "times as long as float. Use product='float' for this layer."
         )
 
@@ -146,7 +148,8 @@ class Twin(nnx.Module, abc.ABC):
 
 
 def adopt(twin: Twin, layer: nnx.Module) -> None:
-    """Gives a twin every attribute of the layer that it replaces; the variables are the same objects."""
+    """Gives a twin every attribute of the layer that it replaces; the variables are the same "
+    "objects."""
     for name, value in vars(layer).items():
         if not name.startswith("_pytree__"):
             # Flax takes an array (a convolution's mask) for data by itself, but not a traced one.
@@ -235,6 +238,8 @@ def check_scheme(scheme: LayerScheme) -> None:
     """Raises NotImplementedError if the scheme's product does not fit its formats."""
     if scheme.product == "int8":
         if scheme.weight is None or scheme.input is None:
-            raise NotImplementedError("int8 product: needs a quantized kernel and quantized inputs.")
+            raise NotImplementedError(
+                "int8 product: needs a quantized kernel and quantized inputs."
+            )
         check_integer(scheme.weight.spec, "kernels")
         check_integer(scheme.input.spec, "inputs")

@@ -1,4 +1,5 @@
-"""The twins: for every supported Flax layer one that trains (Q...) and one that serves (Packed...)."""
+"""The twins: for every supported Flax layer one that trains (Q...) and one that serves "
+"(Packed...)."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar, Final
@@ -71,7 +72,8 @@ class _Einsum(Twin):
         """
         if einsum_str not in (None, self.einsum_str):
             raise ValueError(
-                f"the kernel was quantized along the contraction of {self.einsum_str!r}; it cannot be "
+                f"the kernel was quantized along the contraction of {self.einsum_str!r}; it cannot "
+                "be "
                 f"used with {einsum_str!r}."
             )
         return self.call(inputs, **kwargs)
@@ -183,7 +185,8 @@ class QEinsum(_Einsum, TrainTwin):
         alone = sorted((set(x) ^ set(kernel)) - set(output))
         if scheme.product == "int8" and alone:
             raise NotImplementedError(
-                f"int8 product: {self.einsum_str!r} sums over {alone}, which one operand has alone: "
+                f"int8 product: {self.einsum_str!r} sums over {alone}, which one operand has "
+                "alone: "
                 "its scales differ along that sum. Use product='float'."
             )
 
@@ -205,7 +208,8 @@ class QConv(_Conv, TrainTwin):
         granularity = scheme.input.spec.granularity if scheme.input is not None else None
         if isinstance(granularity, PerToken) and granularity.k is not None:
             raise NotImplementedError(
-                f"Conv: inputs {granularity.describe()}: windows overlap, so groups along K have no meaning for the "
+                f"Conv: inputs {granularity.describe()}: windows overlap, so groups along K have "
+                "no meaning for the "
                 "input. Use PerToken() or PerTensor()."
             )
         if scheme.product != "float":
@@ -222,7 +226,8 @@ class QEmbed(_Embed, TrainTwin):
     """`nnx.Embed` that trains on its grid."""
 
     def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
-        """Like `nnx.Embed`: tokens [...] to [..., features]; the scheme's input quantizer is the head's."""
+        """Like `nnx.Embed`: tokens [...] to [..., features]; the scheme's input quantizer is the "
+        "head's."""
         stand_in = StandIn(self, embedding=self.quantized_kernel())
         return nnx.Embed.__call__(stand_in, inputs, out_sharding)
 
@@ -277,7 +282,8 @@ PACKED_TWINS: Final[dict[type[TrainTwin], type[PackedTwin]]] = {
 
 
 def to_float(twin: Twin) -> nnx.Module:
-    """The plain Flax layer with the values of a twin's quantized kernel; quantizers of activations are dropped."""
+    """The plain Flax layer with the values of a twin's quantized kernel; quantizers of "
+    "activations are dropped."""
     rngs = nnx.Rngs(0)
     blanks: dict[type[nnx.Module], Callable[[], nnx.Module]] = {
         nnx.Linear: lambda: nnx.Linear(1, 1, rngs=rngs),
@@ -290,5 +296,7 @@ def to_float(twin: Twin) -> nnx.Module:
     for name in vars(layer):
         if not name.startswith("_pytree__"):
             setattr(layer, name, getattr(twin, name))
-    setattr(layer, twin.kernel_name, nnx.Param(twin.quantized_kernel()))
+    kernel, variable = twin.quantized_kernel(), twin.kernel_variable
+    trained = isinstance(twin, TrainTwin)  # whose variable has the sharding metadata to keep
+    setattr(layer, twin.kernel_name, variable.replace(kernel) if trained else nnx.Param(kernel))
     return layer

@@ -1,4 +1,5 @@
-"""The matrix view [..., K, N] of every layer's kernel: K the contraction, N the outputs, leading axes a stack.
+"""The matrix view [..., K, N] of every layer's kernel: K the contraction, N the outputs, leading
+axes a stack.
 
 | layer | kernel | stack | K | N |
 |---|---|---|---|---|
@@ -90,7 +91,8 @@ def linear_view(layer: nnx.Linear) -> MatrixView:
 
 
 def linear_general_view(layer: nnx.LinearGeneral) -> MatrixView:
-    """The view of `nnx.LinearGeneral`: batch axes, input axes, output axes, in the kernel's order."""
+    """The view of `nnx.LinearGeneral`: batch axes, input axes, output axes, in the kernel's "
+    "order."""
     stack, k = len(layer.batch_axis), len(layer.axis)
     rank = stack + k + len(layer.out_features)
     shape = tuple(layer.kernel.shape[-rank:])
@@ -98,7 +100,8 @@ def linear_general_view(layer: nnx.LinearGeneral) -> MatrixView:
 
 
 def einsum_letters(einsum_str: str) -> tuple[str, str, str]:
-    """Letters of input, kernel and output of an equation such as `btd,dhk->bthk`; `...` is dropped."""
+    """Letters of input, kernel and output of an equation such as `btd,dhk->bthk`; `...` is "
+    "dropped."""
     inputs, output = einsum_str.replace(" ", "").replace("...", "").split("->")
     x, kernel = inputs.split(",")
     return x, kernel, output
@@ -138,6 +141,7 @@ def conv_view(layer: nnx.Conv) -> MatrixView:
 
 
 def embed_view(layer: nnx.Embed) -> MatrixView:
-    """The view of `nnx.Embed`: features contracted, so that lookup and tied head share one array."""
+    """The view of `nnx.Embed`: features contracted, so that lookup and tied head share one "
+    "array."""
     shape = tuple(layer.embedding.shape[-2:])
     return MatrixView(shape, shape, (1, 0), 0, 1)

@@ -1,8 +1,9 @@
 """A product of integer codes in the forward pass, with the gradients of the float product.
 
 With symmetric integers on both sides and scales that do not run along K, x_hat @ w_hat is
-(x_codes @ w_codes) * (x_scale * w_scale): one int8 product, exact in int32, and two factors. XLA's int8 product takes less time
-than float32 on many CPUs, and has twice the rate of bfloat16 on TPUs and Hopper.
+(x_codes @ w_codes) * (x_scale * w_scale): one int8 product, exact in int32, and two factors. XLA's
+int8 product takes less time than float32 on many CPUs, and has twice the rate of bfloat16 on TPUs
+and Hopper.
 """
 
 import dataclasses
@@ -14,9 +15,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int8
 
+from lowbit_jax.blocks import BlockView
 from lowbit_jax.formats import Format, IntGrid
 from lowbit_jax.grid import Range, to_levels
-from lowbit_jax.blocks import BlockView
 from lowbit_jax.spec import QuantSpec
 
 
@@ -73,11 +74,13 @@ def check_integer(spec: QuantSpec, what: str) -> None:
     whole_k = granularity.k is None and getattr(granularity, "n", None) in (None, 1)
     if not (isinstance(fmt, IntGrid) and fmt.signed and float(fmt.qmin).is_integer()):
         raise NotImplementedError(
-            f"int8 product: {what} of format {fmt.name} are not symmetric integers. Use product='float'."
+            f"int8 product: {what} of format {fmt.name} are not symmetric integers. Use "
+            "product='float'."
         )
     if not whole_k or spec.has_global_scale:
         raise NotImplementedError(
-            f"int8 product: {what} have scales in blocks ({spec.describe()}), which cannot be taken "
+            f"int8 product: {what} have scales in blocks ({spec.describe()}), which cannot be "
+            "taken "
             "out of the sum. Use one scale per tensor, channel or token, or product='float'."
         )
 
@@ -140,4 +143,3 @@ def _bwd(contract, dtype, residuals, g):
 
 
 integer_product.defvjp(_fwd, _bwd)
-

@@ -23,7 +23,8 @@ def lookup(tokens: Int[Array, "*batch"], qtensor: QTensor) -> Float[Array, "*bat
     granularity = qtensor.spec.granularity
     if not isinstance(granularity, Block) or granularity.n not in (None, 1):
         raise NotImplementedError(
-            f"lookup: {qtensor.spec.describe()} shares scales between entries. Use per-tensor, per-channel or "
+            f"lookup: {qtensor.spec.describe()} shares scales between entries. Use per-tensor, "
+            "per-channel or "
             "grouped scales for embeddings."
         )
     flat = tokens.reshape(-1)
