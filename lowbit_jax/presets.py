@@ -2,13 +2,13 @@
 
 | name | weights | activations |
 |---|---|---|
-| w{2,3,4,8}a16, _g32 _g64 _g128, _asym | absmax integers per channel or group, with zero points | float |
+| w{2,3,4,8}a16, _g32 _g64 _g128, _asym | absmax integers, per channel or group | float |
 | w8a8, w4a8, w4a4 | absmax integers per channel | narrow integers per token |
 | w4a16_lsq, w3a16_lsq, w2a16_lsq, _g32 .. | learned scales (LSQ) per channel or group | float |
-| w1_58a16, w1_58a8, _pc | ternary, absmean per tensor, or channel (BitNet b1.58) | float, int8 per token |
+| w1_58a16, w1_58a8, _pc | ternary, absmean per tensor or channel (BitNet) | float, int8 per token |
 | w1a16, w1a8, _pc | sign times mean magnitude per tensor, or channel | float, int8 per token |
-| w8a8_int8, w4a8_int8, w1_58a8_int8, w1a8_int8, .._pc_int8 | as without `_int8`, multiplied as int8 integers in the forward pass | |
-| nvfp4a16, nvfp4 | e2m1, e4m3 scale per 16, float32 factor per tensor | float, the same, calibrated |
+| ..a8_int8, w4a4_int8 | as without `_int8`, multiplied as int8 in the forward pass | the same |
+| nvfp4a16, nvfp4 | e2m1, e4m3 scale per 16, float32 factor per tensor | float, calibrated |
 | mxfp4a16, mxfp4 | e2m1, e8m0 scale per 32 | float, the same |
 | nf4_g64 | NormalFloat4, absmax per 64 | float |
 """

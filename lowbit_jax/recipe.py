@@ -40,6 +40,12 @@ class Rule:
         if isinstance(self.scheme, str):
             object.__setattr__(self, "scheme", presets[self.scheme])
 
+    @property
+    def resolved(self) -> LayerScheme | None:
+        """The scheme; a preset's name was looked up when the rule was made."""
+        assert not isinstance(self.scheme, str)
+        return self.scheme
+
     def matches(self, path: str) -> bool:
         """Whether the pattern matches the whole path."""
         return re.fullmatch(self.path, path) is not None
@@ -47,8 +53,7 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True, init=False)
 class Recipe:
-    """Rules in order; for every layer the first one that matches decides, and none leaves it "
-    "float."""
+    """Rules in order; the first that matches a layer decides, and none leaves it float."""
 
     rules: tuple[Rule, ...]
 
@@ -64,7 +69,7 @@ class Recipe:
     def to_json(self) -> str:
         """The recipe as JSON text."""
         rules = [
-            {"path": r.path, "scheme": r.scheme.to_dict() if r.scheme is not None else None}
+            {"path": r.path, "scheme": None if r.resolved is None else r.resolved.to_dict()}
             for r in self.rules
         ]
         return json.dumps({"schema": SCHEMA, "rules": rules})

@@ -42,8 +42,7 @@ class LayerScheme:
                 _check_activations(part, quantizer)
 
     def to_dict(self) -> dict[str, Any]:
-        """The scheme as JSON-able values; parts that are None and the float product are left "
-        "out."""
+        """The scheme as JSON-able values, without parts that are None and the float product."""
         parts = {name: getattr(self, name) for name in ("weight", "input", "output")}
         data: dict[str, Any] = {name: q.to_dict() for name, q in parts.items() if q is not None}
         return data | ({} if self.product == "float" else {"product": self.product})
@@ -54,11 +53,11 @@ class LayerScheme:
         known = {f.name for f in dataclasses.fields(cls)}
         if set(data) - known:
             raise ValueError(f"LayerScheme: keys {sorted(data)} are not of {sorted(known)}.")
-        return cls(**{k: v if k == "product" else from_dict(v) for k, v in data.items()})
+        parts: dict[str, Any] = {k: v if k == "product" else from_dict(v) for k, v in data.items()}
+        return cls(**parts)
 
     def describe(self) -> str:
-        """The scheme in a few words, such as 'AbsMean ternary per tensor, input Absmax "
-        "int8_narrow per token'."""
+        """The scheme in words: 'AbsMean ternary per tensor, input Absmax int8_narrow per token'."""
         parts = [
             (name, q)
             for name, q in (("", self.weight), ("input ", self.input), ("output ", self.output))
@@ -72,8 +71,7 @@ def _check_kernel(quantizer: Quantizer) -> None:
     if isinstance(quantizer, StaticAbsmax):
         raise ValueError(
             "LayerScheme: weight=StaticAbsmax: a calibrated range is for activations, and no "
-            "kernel "
-            "is ever calibrated. Use Absmax, whose range follows the kernel."
+            "kernel is ever calibrated. Use Absmax, whose range follows the kernel."
         )
     if not isinstance(quantizer.spec.granularity, Block):
         raise ValueError(
@@ -87,8 +85,7 @@ def _check_activations(part: str, quantizer: Quantizer) -> None:
     if isinstance(quantizer, LSQ):
         raise NotImplementedError(
             f"LayerScheme: {part}=LSQ: a learned range of activations has no data to start from "
-            "here. "
-            "Use Absmax per token, or StaticAbsmax, which is calibrated."
+            "here. Use Absmax per token, or StaticAbsmax, which is calibrated."
         )
     granularity = quantizer.spec.granularity
     if isinstance(granularity, Block) and granularity != PerTensor():

@@ -9,7 +9,7 @@ from flax import nnx
 
 from lowbit_jax.nn import Twin
 from lowbit_jax.qtensor import QTensor
-from lowbit_jax.surgery import layers
+from lowbit_jax.walk import layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +97,8 @@ class Summary:
         quantized = sum(row.weights for row in self.rows)
         last = (
             f"{self.parameters:,} parameters; {quantized:,} weights quantized to "
-            f"{self.bits_per_weight:.4g} bits, "
-            f"{self.float_bytes / max(self.bytes, 1):.3g} times smaller than float32."
+            f"{self.bits_per_weight:.4g} bits, {self.float_bytes / max(self.bytes, 1):.3g} times "
+            "smaller than float32."
         )
         stayed = [row.path or "." for row in self.rows if row.weights == 0]
         floats = f"Float: {', '.join(stayed)}." if stayed else "Nothing stayed float."

@@ -18,46 +18,14 @@ from lowbit_jax.nn import PACKED_TWINS, TRAIN_TWINS, QuantStat, TrainTwin, Twin,
 from lowbit_jax.presets import presets
 from lowbit_jax.recipe import Recipe, Rule
 from lowbit_jax.scheme import LayerScheme
+from lowbit_jax.walk import layers, rebuilt
 
 NORMS = (nnx.BatchNorm, nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm, nnx.InstanceNorm)
 HEAD = re.compile(r"(.*/)?(lm_)?head")
-_PLAIN = (dict, list, tuple)
-
-
-def layers(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
-    """Every module with its path, such as `layers/0/mlp/up`; a module that is shared comes once, "
-    "first path."""
-    yield from _walk(model, (), set())
-
-
-def _walk(node: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[str, Any]]:
-    if id(node) in seen:
-        return
-    seen.add(id(node))
-    if not isinstance(node, _PLAIN):
-        yield "/".join(path), node
-    for key, child in _children(node):
-        yield from _walk(child, (*path, str(key)), seen)
-
-
-def _children(node: Any) -> Iterator[tuple[Any, Any]]:
-    """Modules directly inside a node, and plain containers (`nnx.data`), which Flax passes over."""
-    if isinstance(node, _PLAIN):
-        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-            if isinstance(value, (nnx.Pytree, *_PLAIN)) and not isinstance(value, nnx.Variable):
-                yield key, value
-        return
-    for key, value in nnx.iter_children(node):
-        if not isinstance(value, nnx.Variable):
-            yield key, value
-    for key, value in vars(node).items():
-        if isinstance(value, _PLAIN):
-            yield key, value
 
 
 def is_candidate(module: Any) -> bool:
-    """Whether rules range over this module: it owns a parameter of rank >= 2 that is no bias, and "
-    "is no norm."""
+    """Whether rules range over this module: no norm, with a parameter of rank >= 2, no bias."""
     if isinstance(module, NORMS):
         return False
     return isinstance(module, Twin) or any(
@@ -69,8 +37,7 @@ def is_candidate(module: Any) -> bool:
 
 
 def is_embedding_or_head(path: str, module: Any) -> bool:
-    """What a recipe given as a string leaves float: embeddings, and a layer named `head` or "
-    "`lm_head`."""
+    """What a preset's name alone leaves float: embeddings, and layers named (lm_)head."""
     embedding = isinstance(module, nnx.Embed) or getattr(module, "float_class", None) is nnx.Embed
     return embedding or HEAD.fullmatch(path) is not None
 
@@ -81,8 +48,7 @@ def quantized_layers(model: nnx.Module) -> Iterator[tuple[str, Twin]]:
 
 
 def recipe_of(model: nnx.Module) -> Recipe | None:
-    """The recipe that makes this model's quantized layers from its float model; None if it is "
-    "float."""
+    """The recipe that quantizes the float model into this one; None if this is float."""
     paths: dict[LayerScheme, list[str]] = {}
     for path, twin in quantized_layers(model):
         paths.setdefault(twin.scheme, []).append(re.escape(path))
@@ -120,19 +86,19 @@ def quantize_model(model: nnx.Module, recipe: Recipe | str) -> nnx.Module:
 
     def replace(path: str, module: Any) -> Any:
         rule = rules.get(path)
-        if rule is None or rule.scheme is None:
+        scheme = None if rule is None else rule.resolved
+        if rule is None or scheme is None:
             return module
         twin = TRAIN_TWINS.get(type(module))
         if twin is None:
             raise NotImplementedError(
                 f"{path}: a {type(module).__name__} matched the rule {rule.path!r} but has no "
-                "quantized twin; "
-                f"those with one: {sorted(c.__name__ for c in TRAIN_TWINS)}. "
+                f"quantized twin; those with one: {sorted(c.__name__ for c in TRAIN_TWINS)}. "
                 f"Leave it float with a rule in front: Rule({re.escape(path)!r}, None)."
             )
-        return _with_path(path, lambda: twin(module, rule.scheme))
+        return _with_path(path, lambda: twin(module, scheme))
 
-    return _rebuilt(model, replace)
+    return rebuilt(model, replace)
 
 
 def pack_model(model: nnx.Module) -> nnx.Module:
@@ -158,7 +124,7 @@ def pack_model(model: nnx.Module) -> nnx.Module:
             return module
         return _with_path(path, lambda: PACKED_TWINS[type(module)](module))
 
-    return _rebuilt(model, replace)
+    return rebuilt(model, replace)
 
 
 def dequantize_model(model: nnx.Module) -> nnx.Module:
@@ -170,7 +136,7 @@ def dequantize_model(model: nnx.Module) -> nnx.Module:
     def replace(path: str, module: Any) -> Any:
         return to_float(module) if isinstance(module, Twin) else module
 
-    return _rebuilt(model, replace)
+    return rebuilt(model, replace)
 
 
 def calibrate_model(
@@ -211,56 +177,14 @@ def calibrate_model(
     return model
 
 
-def _rebuilt(model: nnx.Module, replace: Callable[[str, Any], Any]) -> nnx.Module:
-    """A clone (new variables, same arrays) in which `replace` was applied to every module, "
-    "children first."""
-    done: dict[int, Any] = {}
-
-    def visit(node: Any, path: tuple[str, ...]) -> Any:
-        if id(node) in done:
-            return done[id(node)]
-        done[id(node)] = node  # a cycle finds the node itself
-        changed = {}
-        for key, child in list(_children(node)):
-            new = visit(child, (*path, str(key)))
-            if new is not child:
-                changed[key] = new
-        if isinstance(node, _PLAIN):
-            done[id(node)] = _with_items(node, changed)
-        else:
-            for key, value in changed.items():
-                _assign(node, key, value)
-            done[id(node)] = replace("/".join(path), node)
-        return done[id(node)]
-
-    return visit(nnx.clone(model), ())
-
-
-def _with_items(node: Any, changed: dict[Any, Any]) -> Any:
-    """A plain container with some items replaced."""
-    if not changed:
-        return node
-    if isinstance(node, dict):
-        return type(node)({**node, **changed})
-    items = [changed.get(i, item) for i, item in enumerate(node)]
-    return type(node)(*items) if hasattr(node, "_fields") else type(node)(items)
-
-
-def _assign(node: Any, key: Any, value: Any) -> None:
-    if isinstance(node, nnx.List | nnx.Dict) or isinstance(key, int):
-        node[key] = value
-    else:
-        setattr(node, key, nnx.data(value) if isinstance(value, _PLAIN) else value)
-
-
 def _everything(found: dict[str, Any], preset: str) -> Recipe:
     scheme = presets[preset]
     paths = [path for path, module in found.items() if not is_embedding_or_head(path, module)]
     if not paths:
         raise ValueError(
             f"quantize_model: the preset {preset!r} means every layer but embeddings and head, and "
-            "this model "
-            f"has no other: {sorted(found) or 'no layer with a weight matrix'}. Give a Recipe."
+            f"this model has no other: {sorted(found) or 'no layer with a weight matrix'}. "
+            "Give a Recipe."
         )
     return Recipe(Rule("|".join(map(re.escape, paths)), scheme))
 
@@ -275,15 +199,13 @@ def _check_rules(recipe: Recipe, found: dict[str, Any], chosen: dict[str, Rule |
             assert first is not None
             raise ValueError(
                 f"the rule {rule.path!r} never decides: every layer it matches is taken by an "
-                "earlier rule "
-                f"({shadowed[0]} by {first.path!r}). Put the more special rule first, or remove "
-                "one."
+                f"earlier rule ({shadowed[0]} by {first.path!r}). Put the more special rule first, "
+                "or remove one."
             )
         near = difflib.get_close_matches(rule.path, found, n=5, cutoff=0.0)
         raise ValueError(
             f"the rule {rule.path!r} matches no layer. Nearest paths: {near}. A pattern must match "
-            "the "
-            "whole path; lb.summary(model) prints all of them."
+            "the whole path; lb.summary(model) prints all of them."
         )
 
 

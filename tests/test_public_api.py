@@ -5,6 +5,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+from pathlib import Path
 
 import pytest
 
@@ -134,15 +135,13 @@ def test_every_public_name_of_every_module_is_documented():
             missing.append(name)
         for key, value in vars(module).items():
             own = getattr(value, "__module__", None) == name and not key.startswith("_")
-            if own and (inspect.isclass(value) or inspect.isfunction(value)):
-                if not (value.__doc__ or "").strip():
-                    missing.append(f"{name}.{key}")
+            own = own and (inspect.isclass(value) or inspect.isfunction(value))
+            if own and not (value.__doc__ or "").strip():
+                missing.append(f"{name}.{key}")
     assert not missing
 
 
 def test_the_version_is_the_projects():
-    from pathlib import Path
-
     text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
     assert lb.__version__ == re.search(r'^version = "(.*)"', text, re.M).group(1)
 

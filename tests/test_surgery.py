@@ -16,6 +16,9 @@ from lowbit_jax.testing import assert_same_bits
 STATIC = lb.StaticAbsmax(lb.QuantSpec(format=lb.INT8_NARROW, granularity=lb.PerTensor()))
 
 
+ACTIVATIONS = lb.LayerScheme(input=STATIC)
+
+
 def init(key, shape, dtype):
     return jnp.asarray(np.random.default_rng(len(shape)).normal(size=shape), dtype)
 
@@ -139,7 +142,7 @@ def packed(toy):
 
 
 def test_a_packed_model_has_no_float_kernels_and_the_same_paths(toy, packed):
-    assert {p for p in variables(packed)} == {p for p in variables(toy)}
+    assert set(variables(packed)) == set(variables(toy))
     kernels = [v for p, v in variables(packed).items() if p[-1] == "kernel" and p[0] != "head"]
     assert all(isinstance(v, lb.Packed) and isinstance(v[...], lb.QTensor) for v in kernels)
     assert packed.again is packed.named["a"]
@@ -248,7 +251,7 @@ REFUSED = {
         lb.pack_model, ValueError, "no layer of this model is quantized. Call quantize_model",
     ),
     "packing what was never calibrated": (
-        lambda m: lb.pack_model(lb.quantize_model(m, rules(("head", lb.LayerScheme(None, STATIC))))),
+        lambda m: lb.pack_model(lb.quantize_model(m, rules(("head", ACTIVATIONS)))),
         ValueError, r"^head/input_absmax: this range was never calibrated.*calibrate_model",
     ),
 }  # fmt: skip

@@ -111,8 +111,7 @@ def load(
         )
         raise ValueError(
             f"{path}: {len(differing)} tensors differ from what the manifest's model has, the "
-            "first "
-            f"being {differing[0]}: {manifest['tensors'].get(differing[0])} on disk, "
+            f"first being {differing[0]}: {manifest['tensors'].get(differing[0])} on disk, "
             f"{expected.get(differing[0])} in the model."
         )
     target = _placed(trees.to_tree(state), mesh)
@@ -128,22 +127,23 @@ def load(
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{path / ARRAYS}: the arrays cannot be read ({reason}). The folder is truncated or "
-            "damaged; "
-            "restore it from a copy."
+            "damaged; restore it from a copy."
         ) from error
     return nnx.merge(graphdef, trees.from_tree(restored, state))
 
 
 def _abstract(path: epath.Path, manifest: dict[str, Any], model: nnx.Module | None) -> nnx.Module:
-    """The checkpoint's model without arrays: float, then quantized, then packed, as the manifest "
-    "says."""
+    """The checkpoint's model without arrays: made float, then quantized and packed if it is."""
     if model is None and manifest["family"] is None:
         raise ValueError(
             f"{path}: its model is of no registered family. Pass load(path, "
             "model=nnx.eval_shape(...))."
         )
     recipe = manifest["recipe"] and Recipe.from_json(json.dumps(manifest["recipe"]))
-    graphdef, given = (None, None) if model is None else nnx.split(model)
+    graphdef: Any = None
+    given: nnx.State | None = None
+    if model is not None:
+        graphdef, given = nnx.split(model)
 
     def make(given: nnx.State | None) -> nnx.Module:
         if given is None:

@@ -10,8 +10,7 @@ _PARTS = ("scale", "zero_point", "global_scale")
 
 
 def to_tree(state: nnx.State) -> dict[str, Any]:
-    """NNX state to nested dicts with string keys; a QTensor becomes {"words_0": .., "scale": .., "
-    "..}."""
+    """NNX state to nested dicts by string; a QTensor becomes {"words_0": .., "scale": .., ..}."""
     tree: dict[str, Any] = {}
     for path, variable in nnx.to_flat_state(state):
         node = tree
@@ -60,5 +59,5 @@ def _parts(q: QTensor) -> dict[str, Any]:
 
 def _join(parts: dict[str, Any], like: QTensor) -> QTensor:
     words = tuple(parts[f"words_{i}"] for i in range(len(like.words)))
-    rest = {name: parts.get(name) for name in _PARTS}
+    rest: dict[str, Any] = {name: parts.get(name) for name in _PARTS}
     return QTensor(words=words, **rest, spec=like.spec, k=like.k, dtype=like.dtype)

@@ -6,8 +6,7 @@ quantized one. Padding, dtypes, precision, sharding and whatever Flax adds later
 """
 
 import abc
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, override
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +69,7 @@ class Twin(nnx.Module, abc.ABC):
         """The kernel's matrix view as it is, or will be, packed."""
 
     @property
-    def kernel_variable(self) -> nnx.Variable:
+    def kernel_variable(self) -> nnx.Variable[Any]:
         """The variable that holds the kernel, whatever its name."""
         return getattr(self, self.kernel_name)
 
@@ -96,8 +95,7 @@ class Twin(nnx.Module, abc.ABC):
         }
 
     def quantize_activation(self, part: str, x: Array) -> Array:
-        """Activations entering ("input") or leaving ("output"), on their grid if the scheme says "
-        "so."""
+        """Activations on the grid of their part ("input" or "output"), if the scheme has one."""
         quantizer: Quantizer | None = getattr(self.scheme, part)
         if quantizer is None:
             return x
@@ -119,12 +117,11 @@ class Twin(nnx.Module, abc.ABC):
         y = getattr(self.float_class, method)(StandIn(self, **replaced), x_hat, *args, **kwargs)
         return self.quantize_activation("output", y)
 
-    def integer_operations(self, x: Array) -> dict[str, Callable[..., Array]]:
+    def integer_operations(self, x: Array) -> dict[str, Any]:
         """The attributes through which the float layer multiplies, replaced by integer products."""
         raise NotImplementedError(
             f"{type(self).__name__}: no int8 product here; XLA's integer convolution on the CPU "
-            "takes 50 "
-            "times as long as float. Use product='float' for this layer."
+            "takes 50 times as long as float. Use product='float' for this layer."
         )
 
     def multiply_integers(
@@ -135,7 +132,8 @@ class Twin(nnx.Module, abc.ABC):
         `x` is the input before it was quantized.
         """
         quantizer = self.scheme.input
-        assert quantizer is not None and self.scheme.weight is not None
+        assert quantizer is not None
+        assert self.scheme.weight is not None
         rows = self.rows(x)
         x_range = quantizer.range(rows, self.state("input"))
         x_levels = self.unrows(integer_levels(rows, quantizer.spec, x_range), x)
@@ -148,8 +146,7 @@ class Twin(nnx.Module, abc.ABC):
 
 
 def adopt(twin: Twin, layer: nnx.Module) -> None:
-    """Gives a twin every attribute of the layer that it replaces; the variables are the same "
-    "objects."""
+    """Gives a twin every attribute of the layer it replaces, the same variables included."""
     for name, value in vars(layer).items():
         if not name.startswith("_pytree__"):
             # Flax takes an array (a convolution's mask) for data by itself, but not a traced one.
@@ -187,6 +184,7 @@ class TrainTwin(Twin):
             kind = nnx.Param if name in quantizer.trainable else QuantStat
             setattr(self, f"{part}_{name}", kind(value))
 
+    @override
     def quantized_kernel(self) -> Array:
         kernel = self.kernel_variable[...]
         if self.scheme.weight is None:
@@ -194,12 +192,14 @@ class TrainTwin(Twin):
         matrix = self.view.to_matrix(kernel)
         return self.view.from_matrix(self.scheme.weight.fake_quant(matrix, self.state("kernel")))
 
+    @override
     def integer_kernel(self) -> tuple[Array, Range]:
         assert self.scheme.weight is not None
         matrix = self.view.to_matrix(self.kernel_variable[...])
         range_ = self.scheme.weight.range(matrix, self.state("kernel"))
         return integer_levels(matrix, self.scheme.weight.spec, range_), range_
 
+    @override
     def freeze_kernel(self) -> QTensor:
         if self.scheme.weight is None:
             raise ValueError("this layer's scheme quantizes activations only: its kernel is float.")
@@ -220,18 +220,22 @@ class PackedTwin(Twin):
         setattr(self, self.kernel_name, Packed(layer.freeze_kernel()))
 
     @property
+    @override
     def view(self) -> MatrixView:
         return self.packed_view
 
+    @override
     def quantized_kernel(self) -> Array:
-        return self.view.from_matrix(self.kernel_variable[...].dequantize())
+        return self.view.from_matrix(self.freeze_kernel().dequantize())
 
+    @override
     def integer_kernel(self) -> tuple[Array, Range]:
-        q = self.kernel_variable[...]
+        q = self.freeze_kernel()
         return q.spec.format.decode(q.codes()).astype(jnp.int8), q.range()
 
+    @override
     def freeze_kernel(self) -> QTensor:
-        return self.kernel_variable[...]
+        return self.kernel_variable.get_value()
 
 
 def check_scheme(scheme: LayerScheme) -> None:

@@ -1,6 +1,6 @@
-"""The twins: for every supported Flax layer one that trains (Q...) and one that serves "
-"(Packed...)."""
+"""The twins: for every supported Flax layer one to train (Q...) and one to serve (Packed...)."""
 
+import abc
 from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
@@ -24,32 +24,12 @@ from lowbit_jax.scheme import LayerScheme
 from lowbit_jax.spec import PerToken
 
 
-class _Linear(Twin):
-    float_class = nnx.Linear
+class _ByAxes(Twin):
+    """A layer that contracts some axes of its input, wherever they are."""
 
-    def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
-        """Like `nnx.Linear`: [..., in] to [..., out]."""
-        return self.call(inputs, out_sharding=out_sharding)
-
-    def integer_operations(self, x: Array) -> dict[str, Callable[..., Array]]:
-        def dot_general(x_hat, w_hat, dimension_numbers, *, preferred_element_type=None, **_):
-            op = DotGeneral(dimension_numbers, self.precision)
-            return self.multiply_integers(x, x_hat, w_hat, op, preferred_element_type)
-
-        # A LinearGeneral asks its `dot_general_cls` first.
-        return {"dot_general": dot_general, "dot_general_cls": None}
-
-
-class _LinearGeneral(_Linear):
-    float_class = nnx.LinearGeneral
-
-    def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
-        """Like `nnx.LinearGeneral`."""
-        return self.call(inputs, out_sharding=out_sharding)
-
+    @abc.abstractmethod
     def _k_axes(self, ndim: int) -> tuple[int, ...]:
-        # Sorted: Flax contracts the kernel's input axes with them in the order of the input.
-        return tuple(sorted(axis % ndim for axis in self.axis))
+        """The contracted axes of an input of this rank, in the order of the kernel's K."""
 
     def rows(self, x: Array) -> Array:
         return _merge_last(x, self._k_axes(x.ndim))
@@ -61,8 +41,34 @@ class _LinearGeneral(_Linear):
         return jnp.expand_dims(scale[..., 0], sorted(self._k_axes(like.ndim)))
 
 
-class _Einsum(Twin):
+class _Linear(Twin):
+    float_class: ClassVar[type[nnx.Module]] = nnx.Linear
+
+    def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
+        """Like the float layer."""
+        return self.call(inputs, out_sharding=out_sharding)
+
+    def integer_operations(self, x: Array) -> dict[str, Any]:
+        def dot_general(x_hat, w_hat, dimension_numbers, *, preferred_element_type=None, **_):
+            op = DotGeneral(dimension_numbers, self.precision)
+            return self.multiply_integers(x, x_hat, w_hat, op, preferred_element_type)
+
+        # A LinearGeneral asks its `dot_general_cls` first.
+        return {"dot_general": dot_general, "dot_general_cls": None}
+
+
+class _LinearGeneral(_ByAxes, _Linear):
+    float_class = nnx.LinearGeneral
+    axis: tuple[int, ...]
+
+    def _k_axes(self, ndim: int) -> tuple[int, ...]:
+        # Sorted: Flax contracts the kernel's input axes with them in the order of the input.
+        return tuple(sorted(axis % ndim for axis in self.axis))
+
+
+class _Einsum(_ByAxes):
     float_class = nnx.Einsum
+    einsum_str: str
 
     def __call__(self, inputs: Array, einsum_str: str | None = None, **kwargs: Any) -> Array:
         """Like `nnx.Einsum`, with the equation it was made with.
@@ -73,8 +79,7 @@ class _Einsum(Twin):
         if einsum_str not in (None, self.einsum_str):
             raise ValueError(
                 f"the kernel was quantized along the contraction of {self.einsum_str!r}; it cannot "
-                "be "
-                f"used with {einsum_str!r}."
+                f"be used with {einsum_str!r}."
             )
         return self.call(inputs, **kwargs)
 
@@ -88,16 +93,7 @@ class _Einsum(Twin):
         positions |= {c: ndim - len(tail) + i for i, c in enumerate(tail)}
         return tuple(positions[c] for c in contracted)
 
-    def rows(self, x: Array) -> Array:
-        return _merge_last(x, self._k_axes(x.ndim))
-
-    def unrows(self, rows: Array, like: Array) -> Array:
-        return _split_last(rows, self._k_axes(like.ndim), like.shape)
-
-    def rows_scale(self, scale: Array, like: Array) -> Array:
-        return jnp.expand_dims(scale[..., 0], sorted(self._k_axes(like.ndim)))
-
-    def integer_operations(self, x: Array) -> dict[str, Callable[..., Array]]:
+    def integer_operations(self, x: Array) -> dict[str, Any]:
         def einsum_op(equation, x_hat, w_hat, *, preferred_element_type=None, **_):
             op = EinsumProduct(equation, self.precision)
             return self.multiply_integers(x, x_hat, w_hat, op, preferred_element_type)
@@ -107,6 +103,7 @@ class _Einsum(Twin):
 
 class _Conv(Twin):
     float_class = nnx.Conv
+    kernel_size: tuple[int, ...]
 
     def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
         """Like `nnx.Conv`. A per-token input has one scale per sample, since windows overlap."""
@@ -123,12 +120,14 @@ class _Conv(Twin):
 class _Embed(Twin):
     float_class = nnx.Embed
     kernel_name: ClassVar[str] = "embedding"
+    promote_dtype: Callable[..., Any]
+    dtype: Any
 
     def attend(self, query: Array, out_sharding: Any = None) -> Array:
         """Like `nnx.Embed.attend`: the tied head, [..., features] to [..., vocabulary]."""
         return self.call(query, out_sharding, method="attend")
 
-    def integer_operations(self, x: Array) -> dict[str, Callable[..., Array]]:
+    def integer_operations(self, x: Array) -> dict[str, Any]:
         raise NotImplementedError(
             "Embed: no int8 product in the tied head. Use product='float' for this layer."
         )
@@ -186,8 +185,7 @@ class QEinsum(_Einsum, TrainTwin):
         if scheme.product == "int8" and alone:
             raise NotImplementedError(
                 f"int8 product: {self.einsum_str!r} sums over {alone}, which one operand has "
-                "alone: "
-                "its scales differ along that sum. Use product='float'."
+                "alone: its scales differ along that sum. Use product='float'."
             )
 
     @property
@@ -209,8 +207,7 @@ class QConv(_Conv, TrainTwin):
         if isinstance(granularity, PerToken) and granularity.k is not None:
             raise NotImplementedError(
                 f"Conv: inputs {granularity.describe()}: windows overlap, so groups along K have "
-                "no meaning for the "
-                "input. Use PerToken() or PerTensor()."
+                "no meaning for the input. Use PerToken() or PerTensor()."
             )
         if scheme.product != "float":
             self.integer_operations(jnp.zeros(()))
@@ -226,9 +223,8 @@ class QEmbed(_Embed, TrainTwin):
     """`nnx.Embed` that trains on its grid."""
 
     def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
-        """Like `nnx.Embed`: tokens [...] to [..., features]; the scheme's input quantizer is the "
-        "head's."""
-        stand_in = StandIn(self, embedding=self.quantized_kernel())
+        """Like `nnx.Embed`; the scheme's quantizer of inputs is the tied head's, not used here."""
+        stand_in: Any = StandIn(self, embedding=self.quantized_kernel())
         return nnx.Embed.__call__(stand_in, inputs, out_sharding)
 
     @property
@@ -260,7 +256,7 @@ class PackedEmbed(_Embed, PackedTwin):
         """Like `nnx.Embed`: tokens [...] to [..., features]."""
         if out_sharding is not None:
             raise NotImplementedError("PackedEmbed: out_sharding; constrain the result instead.")
-        entries = lookup(inputs, self.embedding[...])
+        entries = lookup(inputs, self.freeze_kernel())
         (entries,) = self.promote_dtype((entries,), dtype=self.dtype, inexact=False)
         return entries
 
@@ -282,8 +278,7 @@ PACKED_TWINS: Final[dict[type[TrainTwin], type[PackedTwin]]] = {
 
 
 def to_float(twin: Twin) -> nnx.Module:
-    """The plain Flax layer with the values of a twin's quantized kernel; quantizers of "
-    "activations are dropped."""
+    """The plain Flax layer with a twin's quantized kernel; activations are float again."""
     rngs = nnx.Rngs(0)
     blanks: dict[type[nnx.Module], Callable[[], nnx.Module]] = {
         nnx.Linear: lambda: nnx.Linear(1, 1, rngs=rngs),

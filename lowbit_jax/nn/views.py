@@ -14,8 +14,8 @@ Axes in front of a kernel's own (scanned layers, experts) are more stack.
 
 import dataclasses
 import math
+from typing import Any
 
-from flax import nnx
 from jaxtyping import Array
 
 
@@ -84,15 +84,14 @@ class MatrixView:
         return x
 
 
-def linear_view(layer: nnx.Linear) -> MatrixView:
+def linear_view(layer: Any) -> MatrixView:
     """The view of `nnx.Linear`: its kernel as it is."""
     shape = tuple(layer.kernel.shape[-2:])
     return MatrixView(shape, shape, (0, 1), 0, 1)
 
 
-def linear_general_view(layer: nnx.LinearGeneral) -> MatrixView:
-    """The view of `nnx.LinearGeneral`: batch axes, input axes, output axes, in the kernel's "
-    "order."""
+def linear_general_view(layer: Any) -> MatrixView:
+    """The view of `nnx.LinearGeneral`: batch, input and output axes, in the kernel's order."""
     stack, k = len(layer.batch_axis), len(layer.axis)
     rank = stack + k + len(layer.out_features)
     shape = tuple(layer.kernel.shape[-rank:])
@@ -100,14 +99,13 @@ def linear_general_view(layer: nnx.LinearGeneral) -> MatrixView:
 
 
 def einsum_letters(einsum_str: str) -> tuple[str, str, str]:
-    """Letters of input, kernel and output of an equation such as `btd,dhk->bthk`; `...` is "
-    "dropped."""
+    """Letters of input, kernel and output of an equation like `btd,dhk->bthk`, without `...`."""
     inputs, output = einsum_str.replace(" ", "").replace("...", "").split("->")
     x, kernel = inputs.split(",")
     return x, kernel, output
 
 
-def einsum_view(layer: nnx.Einsum) -> MatrixView:
+def einsum_view(layer: Any) -> MatrixView:
     """The view of `nnx.Einsum`, from the letters of its equation.
 
     Raises:
@@ -128,7 +126,7 @@ def einsum_view(layer: nnx.Einsum) -> MatrixView:
     return MatrixView(shape, shape, (*stack, *k, *n), len(stack), len(k))
 
 
-def conv_view(layer: nnx.Conv) -> MatrixView:
+def conv_view(layer: Any) -> MatrixView:
     """The view of `nnx.Conv`: window and channels contracted, groups a stack."""
     rank = len(layer.kernel_size) + 2
     shape = tuple(layer.kernel.shape[-rank:])
@@ -140,8 +138,7 @@ def conv_view(layer: nnx.Conv) -> MatrixView:
     return MatrixView(shape, split, order, 1, rank - 1)
 
 
-def embed_view(layer: nnx.Embed) -> MatrixView:
-    """The view of `nnx.Embed`: features contracted, so that lookup and tied head share one "
-    "array."""
+def embed_view(layer: Any) -> MatrixView:
+    """The view of `nnx.Embed`: features as K, so that lookup and tied head share one array."""
     shape = tuple(layer.embedding.shape[-2:])
     return MatrixView(shape, shape, (1, 0), 0, 1)

@@ -26,7 +26,8 @@ class Contraction(Protocol):
 
     def __call__(
         self, x: Array, w: Array, *, preferred_element_type: jnp.dtype, precision: Any = None
-    ) -> Array: ...
+    ) -> Array:
+        """The result as `preferred_element_type`; `precision` overrides the operation's own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,7 @@ class DotGeneral:
     def __call__(
         self, x: Array, w: Array, *, preferred_element_type: jnp.dtype, precision: Any = None
     ) -> Array:
+        """See `Contraction`."""
         return lax.dot_general(
             x,
             w,
@@ -58,6 +60,7 @@ class EinsumProduct:
     def __call__(
         self, x: Array, w: Array, *, preferred_element_type: jnp.dtype, precision: Any = None
     ) -> Array:
+        """See `Contraction`."""
         return jnp.einsum(
             self.equation,
             x,
@@ -80,8 +83,7 @@ def check_integer(spec: QuantSpec, what: str) -> None:
     if not whole_k or spec.has_global_scale:
         raise NotImplementedError(
             f"int8 product: {what} have scales in blocks ({spec.describe()}), which cannot be "
-            "taken "
-            "out of the sum. Use one scale per tensor, channel or token, or product='float'."
+            "taken out of the sum. Use one scale per tensor, channel or token, or product='float'."
         )
 
 

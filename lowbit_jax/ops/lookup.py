@@ -1,5 +1,7 @@
 """`lookup(tokens, qtensor)`: columns of a packed embedding, dequantized one by one."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -24,12 +26,11 @@ def lookup(tokens: Int[Array, "*batch"], qtensor: QTensor) -> Float[Array, "*bat
     if not isinstance(granularity, Block) or granularity.n not in (None, 1):
         raise NotImplementedError(
             f"lookup: {qtensor.spec.describe()} shares scales between entries. Use per-tensor, "
-            "per-channel or "
-            "grouped scales for embeddings."
+            "per-channel or grouped scales for embeddings."
         )
     flat = tokens.reshape(-1)
 
-    def columns(array: Array | None) -> Array | None:
+    def columns(array: Any) -> Any:
         if array is None or array.shape[-1] == 1:
             return array
         return jnp.take(array, flat, axis=-1)

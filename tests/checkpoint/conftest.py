@@ -8,7 +8,15 @@ import lowbit_jax as lb
 
 
 def tiny(**changes):
-    sizes = dict(vocab=24, dim=32, layers=1, heads=2, kv_heads=1, ffn_dim=64, max_length=8)
+    sizes = {
+        "vocab": 24,
+        "dim": 32,
+        "layers": 1,
+        "heads": 2,
+        "kv_heads": 1,
+        "ffn_dim": 64,
+        "max_length": 8,
+    }
     config = lb.models.DecoderConfig(**{**sizes, **changes})
     return nnx.jit(lambda: lb.models.Decoder(config, rngs=nnx.Rngs(0)))()
 

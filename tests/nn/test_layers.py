@@ -162,12 +162,15 @@ def test_outputs_are_quantized_after_the_bias():
 
 
 CONVS = {
-    "groups_causal": (dict(kernel_size=(3,), padding="CAUSAL", feature_group_count=2), (2, 5, 4)),
+    "groups_causal": (
+        {"kernel_size": (3,), "padding": "CAUSAL", "feature_group_count": 2},
+        (2, 5, 4),
+    ),
     "strided_circular": (
-        dict(kernel_size=(3, 3), padding="CIRCULAR", strides=2, use_bias=False),
+        {"kernel_size": (3, 3), "padding": "CIRCULAR", "strides": 2, "use_bias": False},
         (2, 6, 6, 4),
     ),
-    "masked_unbatched": (dict(kernel_size=(3,), padding="SAME", mask=True), (5, 4)),
+    "masked_unbatched": ({"kernel_size": (3,), "padding": "SAME", "mask": True}, (5, 4)),
 }
 
 

@@ -57,7 +57,7 @@ def test_a_stack_is_mapped():
     stack = jax.eval_shape(
         lambda x: lb.quantize(x, lb.presets["w4a16"].weight.spec), jnp.ones((2, 64, 8))
     )
-    with pytest.raises(ValueError, match="Map over a stack with jax.vmap"):
+    with pytest.raises(ValueError, match=r"Map over a stack with jax\.vmap"):
         lb.matmul(jnp.ones((2, 3, 64)), stack)
     mapped = jax.eval_shape(jax.vmap(lb.matmul), jnp.ones((2, 3, 64)), stack)
     assert mapped.shape == (2, 3, 8)
