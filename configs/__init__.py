@@ -1,0 +1,1 @@
+"""Experiment cards: one file each, with `get_config(variant)`."""

@@ -1,0 +1,1 @@
+"""Entry points: `python -m experiments.train --config qat_ternary.py` and the others."""

@@ -1,10 +1,11 @@
-"""The accuracy table: every recipe at equal tokens, learning rate tuned for each, mean and spread over seeds.
+"""The accuracy table: every recipe at equal tokens, each at its best learning rate, over seeds.
 
     python -m experiments.study --out runs/study
 
-First every config runs once per learning rate (seed 0, `--tune_share` of the steps); then each runs at its best one
-with every seed. Every run is an ordinary run's folder, so the study can be stopped at any moment and goes on where it
-was; the table is written anew after each run, from those that are finished.
+First every config runs once per learning rate (seed 0, `--tune_share` of the steps); then each runs
+at its best one with every seed. Every run is an ordinary run's folder, so the study can be stopped
+at any moment and goes on where it was; the table is written anew after each run, from those that
+are finished.
 """
 
 import json

@@ -50,12 +50,8 @@ class Sizes:
 
 def measure(sizes: Sizes, *, rounds: int, schemes: tuple[str, ...] = SCHEMES) -> list[Timing]:
     """Checks every scheme, then times interleaved train steps; the first row is the float model."""
-    tokens = jax.random.randint(
-        jax.random.key(np.random.SeedSequence().entropy % 2**31),
-        (sizes.batch, sizes.length + 1),
-        0,
-        256,
-    )
+    fresh = np.random.default_rng().integers(0, 256, (sizes.batch, sizes.length + 1))
+    tokens = jnp.asarray(fresh, jnp.int32)
     model = sizes.model()
     models: dict[str, nnx.Module] = {"float": model}
     for scheme in schemes:
@@ -84,39 +80,40 @@ def stepper(model: nnx.Module, tokens: jax.Array) -> Callable[[], Any]:
 
 
 def check(model: nnx.Module, name: str, tokens: jax.Array) -> None:
-    """Raises unless the packed model gives the loss of the quantized one, to 1e-5 nats, on one row."""
-    few = tokens[:1]
-
-    def loss(model: nnx.Module) -> float:
-        graphdef, state = nnx.split(model)
-        run = jax.jit(lambda s, t: cross_entropy(nnx.merge(graphdef, s)(t[:, :-1]), t[:, 1:]))
-        return float(run(state, few))
-
-    trained, packed = loss(model), loss(lb.pack_model(model))
+    """Raises unless the packed model gives the loss of the quantized one, to 1e-5 nats."""
+    trained, packed = loss(model, tokens), loss(lb.pack_model(model), tokens)
     if not abs(trained - packed) <= 1e-5:
         raise AssertionError(f"{name}: packed loss {packed} is not the quantized loss {trained}.")
 
 
+def loss(model: nnx.Module, tokens: jax.Array) -> float:
+    """Loss of a model on the first row, in nats per token."""
+    graphdef, state = nnx.split(model)
+    run = jax.jit(lambda s, t: cross_entropy(nnx.merge(graphdef, s)(t[:, :-1]), t[:, 1:]))
+    return float(run(state, tokens[:1]))
+
+
 def peers(model: nnx.Module, tokens: jax.Array) -> dict[str, nnx.Module]:
-    """qwix's QAT of the same layers, if it is installed."""
+    """qwix's QAT of the same layers, if it is installed; raises if it left the model float."""
     try:
         import qwix
     except ImportError:
         return {}
     pattern = r"layers/.*"
-    rules = {
+    rules: dict[str, dict[str, Any]] = {
         "qwix int4": {"weight_qtype": "int4"},
         "qwix int4, groups of 32": {"weight_qtype": "int4", "tile_size": 32},
         "qwix int4, int8 activations": {"weight_qtype": "int4", "act_qtype": "int8"},
     }
-    return {
-        name: qwix.quantize_model(
-            model,
-            qwix.QtProvider([qwix.QtRule(module_path=pattern, **rule)]),
-            tokens[:, :-1],
-        )
-        for name, rule in rules.items()
-    }
+    models = {}
+    for name, rule in rules.items():
+        provider = qwix.QtProvider([qwix.QtRule(module_path=pattern, **rule)])
+        models[name] = qwix.quantize_model(model, provider, tokens[:, :-1])
+        if loss(models[name], tokens) == loss(model, tokens):
+            raise AssertionError(
+                f"{name}: the loss is that of the float model; nothing is quantized."
+            )
+    return models
 
 
 def table(timings: list[Timing], sizes: Sizes) -> str:

@@ -36,7 +36,9 @@ class Timing:
 def interleaved(
     contenders: Mapping[str, Callable[[], Any]], *, rounds: int, baseline: str
 ) -> list[Timing]:
-    """Times every contender once a round, in a new order each round; call them once before, to compile.
+    """Times every contender once a round, in a new order each round.
+
+    Call each once before, so that it is compiled.
 
     Args:
         contenders: Name to a function that starts one run and returns its arrays.

@@ -63,9 +63,10 @@ class Corpus:
         }
 
     def __str__(self) -> str:
+        labels: dict[Split, str] = {"train": "training", "valid": "validation"}
         sizes = [
             f"{len(self.documents(split)):,} {label} documents ({self.byte_count(split):,} bytes)"
-            for split, label in (("train", "training"), ("valid", "validation"))
+            for split, label in labels.items()
         ]
         skipped = f", skipped (not UTF-8): {', '.join(self.skipped)}" if self.skipped else ""
         return f"{self.name}: {' and '.join(sizes)}, sha256 {self.sha256}{skipped}"

@@ -101,6 +101,9 @@ class SubwordTokenizer(Tokenizer):
     """
 
     definition: str = dataclasses.field(repr=False)
+    # Derived from the definition, to which equality and hash belong.
+    _engine: Any = dataclasses.field(init=False, repr=False, compare=False)
+    _vocab: int = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
         try:
@@ -111,7 +114,6 @@ class SubwordTokenizer(Tokenizer):
             ) from error
         engine.no_truncation()
         engine.no_padding()
-        # Derived, therefore no fields: equality and hash are those of the definition.
         object.__setattr__(self, "_engine", engine)
         object.__setattr__(self, "_vocab", max(engine.get_vocab().values(), default=-1) + 1)
 
