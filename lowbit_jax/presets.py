@@ -16,7 +16,7 @@
 import dataclasses
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Any, Final, override
 
 from lowbit_jax import formats
 from lowbit_jax.formats import Format
@@ -111,6 +111,11 @@ class Presets(Mapping[str, LayerScheme]):
                 f"no preset is named {name!r}. Nearest: {near or sorted(self._table)}."
             )
         return self._table[name]
+
+    @override
+    def get(self, name: str, default: Any = None) -> Any:
+        """The scheme, or `default` where there is none of that name."""
+        return self._table.get(name, default)
 
     def __contains__(self, name: object) -> bool:
         return name in self._table

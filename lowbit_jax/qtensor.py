@@ -183,6 +183,8 @@ def _given_range(shape, spec, scale, zero_point, global_scale) -> Range:
             )
         _check_finite("the global_scale", global_scale)
     _check_finite("the scale", scale)
+    if zero_point is not None:
+        _check_zero_point(zero_point, spec)
     negative = jnp.asarray(scale, jnp.float32) < 0
     # Scale formats round magnitudes; a negative scale (GGUF's Q4_0) keeps its sign.
     magnitude = spec.scale_format.round(jnp.abs(jnp.asarray(scale, jnp.float32)))
@@ -191,6 +193,18 @@ def _given_range(shape, spec, scale, zero_point, global_scale) -> Range:
         None if zero_point is None else jnp.asarray(zero_point).astype(jnp.float32),
         None if global_scale is None else jnp.asarray(global_scale, jnp.float32),
     )
+
+
+def _check_zero_point(zero_point: Array, spec: QuantSpec) -> None:
+    if isinstance(zero_point, jax.core.Tracer):
+        return
+    values = np.asarray(zero_point, np.float64)
+    wrong = ~((values >= 0) & (values < 2**spec.bits) & (values == np.round(values)))
+    if wrong.any():
+        raise ValueError(
+            f"quantize: {int(wrong.sum())} of {wrong.size} zero points are not integers in "
+            f"[0, {2**spec.bits}), the first being {values[wrong][0]:g}."
+        )
 
 
 def _check_finite(what: str, x: Array) -> None:

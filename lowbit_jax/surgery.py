@@ -6,6 +6,7 @@ new model has its own variables, which share the immutable arrays.
 """
 
 import difflib
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -152,8 +153,10 @@ def calibrate_model(
         forward: Runs the model on a batch; default `model(batch)`.
 
     Returns: The same model.
+
+    Raises:
+        ValueError: The model has statistics, and there was no batch to see.
     """
-    run = forward or (lambda model, batch: model(batch))
     twins = [twin for _, twin in quantized_layers(model)]
     if not any(isinstance(v, QuantStat) for twin in twins for v in vars(twin).values()):
         return model
@@ -161,20 +164,33 @@ def calibrate_model(
         twin.calibrating = True
     try:
         graphdef, stats, rest = nnx.split(model, QuantStat, ...)
-
-        @jax.jit
-        def observed(stats, rest, batch):
-            copy = nnx.merge(graphdef, stats, rest)
-            run(copy, batch)
-            return nnx.state(copy, QuantStat)
-
+        count = 0
         for batch in batches:
-            stats = observed(stats, rest, batch)
+            stats = _observed(forward or _call, graphdef, stats, rest, batch)
+            count += 1
         nnx.update(model, stats)
     finally:
         for twin in twins:
             twin.calibrating = False
+    if not count:
+        raise ValueError(
+            "calibrate_model: there was no batch, so nothing was seen. Pass at least one."
+        )
     return model
+
+
+def _call(model: nnx.Module, batch: Any) -> Any:
+    return model(batch)
+
+
+# Outside of calibrate_model, so that a training loop that calibrates again does not compile again.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _observed(
+    forward: Callable[[nnx.Module, Any], Any], graphdef: Any, stats: Any, rest: Any, batch: Any
+) -> Any:
+    copy = nnx.merge(graphdef, stats, rest)
+    forward(copy, batch)
+    return nnx.state(copy, QuantStat)
 
 
 def _everything(found: dict[str, Any], preset: str) -> Recipe:

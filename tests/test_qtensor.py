@@ -192,3 +192,13 @@ def test_planes_of_a_frozen_array_are_cut_along_n_like_the_array():
     whole, part = quantize(x, spec), quantize(x[:, 8:16], spec)
     for plane, cut in zip(whole.words, part.words, strict=True):
         np.testing.assert_array_equal(plane[:, 8:16], cut)
+
+
+@pytest.mark.parametrize("wrong", [-1, 16, 2.5, float("nan")])
+def test_zero_points_outside_the_codes_are_refused(wrong):
+    spec = QuantSpec(format=formats.UINT4, symmetric=False)
+    x = jnp.ones((8, 2), jnp.float32)
+    scale = jnp.ones((1, 2), jnp.float32)
+    zero_point = np.array([[3, wrong]], np.float32)
+    with pytest.raises(ValueError, match=r"1 of 2 zero points .* \[0, 16\)"):
+        quantize(x, spec, scale=scale, zero_point=zero_point)

@@ -208,6 +208,8 @@ def test_a_failing_calibration_leaves_the_model_in_evaluation(toy):
     with pytest.raises(RuntimeError, match="no such batch"):
         lb.calibrate_model(model, [jnp.zeros(1)], broken)
     assert not model.head.calibrating
+    with pytest.raises(ValueError, match="no batch"):
+        lb.calibrate_model(model, [])
     assert lb.calibrate_model(toy, [None]) is toy  # nothing to calibrate: the batches are not read
 
 

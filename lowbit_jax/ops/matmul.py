@@ -51,7 +51,8 @@ def matmul(
         )
     if act == "int8":
         x = snap(x, _INT8_ACTIVATIONS, absmax(x, _INT8_ACTIVATIONS))
-    y = jnp.matmul(x, qtensor.dequantize().astype(x.dtype))
+    w = qtensor.dequantize().astype(x.dtype)
+    y = jnp.matmul(x, w, preferred_element_type=out_dtype)
     if bias is not None:
         y = y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + bias.shape)
-    return y.astype(out_dtype or x.dtype)
+    return y

@@ -68,7 +68,7 @@ class OptimConfig:
     """
 
     lr: float = 3e-3
-    warmup: int = 100
+    warmup: int = 50
     schedule: str = "cosine"
     final_lr: float = 0.05
     stage2_lr: float = 0.5
@@ -121,17 +121,17 @@ class TrainConfig:
 
     name: str = "run"
     recipe: str = ""
-    steps: int = 1500
+    steps: int = 700
     batch: int = 8
     length: int = 128
     accumulate: int = 1
     dtype: str = "float32"
     seed: int = 0
     log_every: int = 25
-    eval_every: int = 250
+    eval_every: int = 100
     eval_batches: int = 16
     final_batches: int = 64
-    checkpoint_every: int = 250
+    checkpoint_every: int = 100
     calibrate_every: int = 200
     init_from: str = ""
     sample_prompt: str = "def "
