@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import app, flags
 
 _SUITE = flags.DEFINE_enum("suite", "qat_step", ["qat_step"], "What is measured.")
-_ROUNDS = flags.DEFINE_integer("rounds", 20, "How often each contender is timed.", lower_bound=3)
+_ROUNDS = flags.DEFINE_integer("rounds", 12, "How often each contender is timed.", lower_bound=3)
 _SCHEMES = flags.DEFINE_list("schemes", None, "Presets to measure; default: the suite's own list.")
 _OUT = flags.DEFINE_string("out", None, "Folder for the table as Markdown and JSON.")
 

@@ -24,8 +24,7 @@ from lowbit_jax.training.optimizer import make_optimizer
 from lowbit_jax.training.step import make_train_step, split
 
 SCHEMES = (
-    "w4a16", "w4a16_g32", "w4a16_lsq", "w4a16_g32_lsq", "w1_58a16", "w1_58a8", "w1_58a8_int8",
-    "w4a8", "w4a8_int8", "nvfp4a16", "mxfp4",
+    "w4a16", "w4a16_g32", "w4a16_lsq", "w4a16_g32_lsq", "w1_58a8", "w1_58a8_int8",
 )  # fmt: skip
 
 

@@ -146,7 +146,7 @@ class TrainConfig:
     def variant(self, name: str, **variants: dict[str, Any]) -> "TrainConfig":
         """This config at another size, named `<name>_<variant>`; "" is the config itself.
 
-        Every config has "smoke" (a minute on two cores) and "pod" (the real size); keyword
+        Every config has "smoke" (a minute on two cores), "study" and "pod" (the real size); keyword
         arguments add to these or to new ones: `variant(name, smoke={"optim.lr": 1e-3})`.
         """
         if not name:
@@ -173,8 +173,8 @@ class TrainConfig:
         return copy
 
 
-# "smoke" proves the machinery; its numbers mean nothing. "pod" is GPT-2 small's size on
-# WikiText-103.
+# "smoke" proves the machinery; its numbers mean nothing. "study" is what experiments.study runs:
+# 20 M tokens for 0.9 M parameters. "pod" is GPT-2 small's size on WikiText-103.
 VARIANTS: dict[str, dict[str, Any]] = {
     "smoke": {
         "model.dim": 64,
@@ -191,6 +191,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "final_batches": 8,
         "checkpoint_every": 30,
         "calibrate_every": 30,
+    },
+    "study": {
+        "model.dim": 128,
+        "model.layers": 4,
+        "model.ffn_dim": 320,
+        "batch": 16,
+        "length": 128,
+        "steps": 9800,
+        "optim.warmup": 200,
+        "log_every": 100,
+        "eval_every": 980,
+        "final_batches": 0,
+        "checkpoint_every": 490,
     },
     "pod": {
         "model.dim": 768,

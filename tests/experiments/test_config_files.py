@@ -10,7 +10,7 @@ from lowbit_jax.training.validation import validate
 CARDS = ["float.py", "qat_binary.py", "qat_fp4.py", "qat_int4.py", "qat_ternary.py"]
 
 
-@pytest.mark.parametrize("variant", ["", "smoke", "pod"])
+@pytest.mark.parametrize("variant", ["", "smoke", "study", "pod"])
 @pytest.mark.parametrize("card", CARDS)
 def test_every_card_has_its_variants_and_is_valid(card, variant):
     config = config_files.load(card, variant)

@@ -4,7 +4,7 @@ from lowbit_jax.training.config import TrainConfig
 from lowbit_jax.training.validation import validate
 
 
-@pytest.mark.parametrize("variant", ["", "smoke", "pod"])
+@pytest.mark.parametrize("variant", ["", "smoke", "study", "pod"])
 def test_every_variant_is_valid(variant):
     validate(TrainConfig().variant(variant))
 
