@@ -13,5 +13,5 @@ from lowbit_jax.training.config import OptimConfig, TrainConfig
 
 def get_config(variant: str = "") -> TrainConfig:
     """The card; `variant` is "", "smoke", "study" or "pod"."""
-    config = TrainConfig(name="qat_ternary", recipe="w1_58a8", optim=OptimConfig(lr=4e-3))
+    config = TrainConfig(name="qat_ternary", recipe="w1_58a8", optim=OptimConfig(lr=8e-3))
     return config.variant(variant)
