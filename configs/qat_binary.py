@@ -11,5 +11,5 @@ from lowbit_jax.training.config import OptimConfig, TrainConfig
 
 def get_config(variant: str = "") -> TrainConfig:
     """The card; `variant` is "", "smoke", "study" or "pod"."""
-    config = TrainConfig(name="qat_binary", recipe="w1a16", optim=OptimConfig(lr=4e-3))
+    config = TrainConfig(name="qat_binary", recipe="w1a16", optim=OptimConfig(lr=8e-3))
     return config.variant(variant)

@@ -12,5 +12,5 @@ from lowbit_jax.training.config import OptimConfig, TrainConfig
 
 def get_config(variant: str = "") -> TrainConfig:
     """The card; `variant` is "", "smoke", "study" or "pod"."""
-    config = TrainConfig(name="qat_fp4", recipe="nvfp4a16", optim=OptimConfig(lr=2e-3))
+    config = TrainConfig(name="qat_fp4", recipe="nvfp4a16", optim=OptimConfig(lr=4e-3))
     return config.variant(variant)

@@ -14,6 +14,6 @@ from lowbit_jax.training.config import OptimConfig, TrainConfig
 def get_config(variant: str = "") -> TrainConfig:
     """The card; `variant` is "", "smoke", "study" or "pod"."""
     config = TrainConfig(
-        name="qat_int4", recipe="w4a16_g32_lsq", optim=OptimConfig(lr=2e-3, scale_lr=0.1)
+        name="qat_int4", recipe="w4a16_g32_lsq", optim=OptimConfig(lr=4e-3, scale_lr=0.1)
     )
     return config.variant(variant)

@@ -1,5 +1,6 @@
 """What every entry point shares: start-up, errors as one message, the exit code."""
 
+import ctypes
 import functools
 import sys
 from collections.abc import Callable, Sequence
@@ -82,7 +83,23 @@ def main_errors(
 _HINT = "\n(--traceback shows where in the code.)"
 
 
+def keep_freed_memory() -> bool:
+    """Lets glibc keep what is freed, instead of giving it back to the system after every step.
+
+    XLA on the CPU allocates its buffers anew in every step; the page faults of getting them again
+    were a fifth of a train step's processor time (docs/LOG.md). Returns whether there is a glibc
+    to tell; call it before jax starts its threads.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(libc, "mallopt"):
+        return False
+    arena_max, mmap_max, trim_threshold = -8, -4, -1  # from malloc.h
+    settings = ((arena_max, 1), (mmap_max, 0), (trim_threshold, 2**31 - 1))
+    return all(libc.mallopt(name, value) == 1 for name, value in settings)
+
+
 def _start() -> None:
+    keep_freed_memory()
     if not any(arg.startswith(("-v", "--v")) for arg in sys.argv[1:]):
         # absl's default is INFO, and orbax tells a lot.
         logging.set_verbosity(logging.ERROR)

@@ -121,7 +121,7 @@ class TrainConfig:
 
     name: str = "run"
     recipe: str = ""
-    steps: int = 700
+    steps: int = 600
     batch: int = 8
     length: int = 128
     accumulate: int = 1

@@ -1,4 +1,5 @@
 import errno
+import subprocess
 import sys
 from pathlib import Path
 
@@ -69,3 +70,34 @@ def test_stray_arguments_are_refused_unless_wanted():
         runtime.main_errors(seen.append)(["prog", "stray"])
     runtime.main_errors(seen.append, takes_arguments=True)(["prog", "run"])
     assert seen == [["prog", "run"]]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+def test_memory_freed_once_is_not_faulted_in_again():
+    code = """
+import ctypes, resource, sys
+from experiments.runtime import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        block = ctypes.c_void_p(libc.malloc(2**26))
+        libc.memset(block, 1, 2**26)
+        libc.free(block)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+    kept, given_back = (
+        int(
+            subprocess.run(
+                [sys.executable, "-c", code, mode], capture_output=True, check=True
+            ).stdout
+        )
+        for mode in ("keep", "default")
+    )
+    # 4 x 64 MiB are 65,536 pages of 4 KiB (128 huge ones); kept, they are there already.
+    assert kept < 64 < given_back
