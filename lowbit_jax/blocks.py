@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from lowbit_jax.formats import flushed
+from lowbit_jax.rounding import flushed
 from lowbit_jax.spec import Block, QuantSpec
 
 

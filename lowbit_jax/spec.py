@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lowbit_jax import formats
-from lowbit_jax.formats import Format, IntGrid, round_minifloat
+from lowbit_jax.formats import Format, IntGrid
+from lowbit_jax.rounding import round_minifloat
 
 
 @dataclasses.dataclass(frozen=True)
