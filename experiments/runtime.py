@@ -90,8 +90,10 @@ def keep_freed_memory() -> bool:
     were a fifth of a train step's processor time (docs/LOG.md). Returns whether there is a glibc
     to tell; call it before jax starts its threads.
     """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not hasattr(libc, "mallopt"):
+    if sys.platform != "linux":
+        return False
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):  # musl
         return False
     arena_max, mmap_max, trim_threshold = -8, -4, -1  # from malloc.h
     settings = ((arena_max, 1), (mmap_max, 0), (trim_threshold, 2**31 - 1))
