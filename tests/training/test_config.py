@@ -35,7 +35,7 @@ def test_variants_change_the_size_and_the_name_and_leave_the_card_alone():
         60,
         0.5,
     )
-    assert (card.name, card.steps, card.optim.lr) == ("card", 1500, 0.125)
+    assert (card.name, card.steps, card.optim.lr) == ("card", TrainConfig().steps, 0.125)
     assert card.variant("") is card
     assert card.variant("big", big={"model.dim": 512}).model.dim == 512
     with pytest.raises(ValueError, match="card has no variant 'smok'; it has: smoke, pod"):

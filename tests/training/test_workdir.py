@@ -19,11 +19,11 @@ def test_new_unfinished_and_finished(tmp_path):
 
 
 def test_another_config_is_refused_with_the_fields(tmp_path):
-    folders.claim(TrainConfig(), tmp_path / "a")
+    folders.claim(TrainConfig(steps=7), tmp_path / "a")
     other = TrainConfig(steps=3).replace({"optim.lr": 1.0})
     with pytest.raises(
         ValueError,
-        match=r"(?s)unfinished run of another config.*steps: 1500 -> 3\n  optim.lr: 0.003 -> 1.0",
+        match=r"(?s)unfinished run of another config.*steps: 7 -> 3\n  optim.lr: 0.003 -> 1.0",
     ):
         folders.inspect(other, tmp_path / "a")
 
