@@ -1,6 +1,7 @@
-"""Runs side by side, as Markdown and PNG.
+"""Runs side by side, as Markdown and PNG; of runs that were quantized, a leaderboard.
 
 python -m experiments.compare runs/float runs/qat_ternary --out runs/compare
+python -m experiments.compare runs/ptq_rtn runs/ptq_gptq --out runs/leaderboard
 """
 
 from collections.abc import Sequence

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import configs
-from lowbit_jax.training.config import check_field, nearest
+from lowbit_jax.training.config import TrainConfig
+from lowbit_jax.training.fields import check_field, nearest
 
 
 def available() -> list[str]:
@@ -49,15 +50,25 @@ def load(name: str, variant: str = "") -> Any:
     return module.get_config(*([variant] if variant else []))
 
 
-def resolve(argv: Sequence[str], flag: str = "config") -> list[str]:
+def resolve(argv: Sequence[str], flag: str = "config", kind: type[Any] = TrainConfig) -> list[str]:
     """`argv` with the config's path instead of its name; file, variant and fields are checked.
 
-    Raises: ValueError: One of them is wrong, or there is no `--config` at all.
+    Args:
+        argv: The command line.
+        flag: Name of the flag.
+        kind: Class of the configs that the command takes.
+
+    Raises: ValueError: One of them is wrong or of another kind, or there is no `--config` at all.
     """
     argv = list(argv)
-    index, value = _find_flag(argv, flag)
+    index, value = _find_flag(argv, flag, kind)
     name, _, variant = value.partition(":")
     config = load(name, variant)
+    if not isinstance(config, kind):
+        raise ValueError(
+            f"--{flag}={name}: is a {type(config).__name__}, and this command takes a "
+            f"{kind.__name__}: {', '.join(_of_kind(kind))}."
+        )
     for arg in argv[1:]:
         if match := re.match(rf"--?(?:no)?{flag}\.([^=]+)", arg):
             _check_path(config, match[1])
@@ -66,17 +77,22 @@ def resolve(argv: Sequence[str], flag: str = "config") -> list[str]:
     return argv
 
 
-def _find_flag(argv: list[str], flag: str) -> tuple[int, str]:
+def _of_kind(kind: type[Any]) -> list[str]:
+    """The configs that come with the package whose `get_config` makes a `kind`."""
+    return [name for name in available() if isinstance(load(name), kind)]
+
+
+def _find_flag(argv: list[str], flag: str, kind: type[Any]) -> tuple[int, str]:
     """Where the flag stands and its value; `--config X` is joined to one argument in place."""
     for index, arg in enumerate(argv):
         if match := re.fullmatch(rf"--?{flag}=(.*)", arg):
             return index, match[1]
         if re.fullmatch(rf"--?{flag}", arg) and index + 1 < len(argv):
             return index, argv.pop(index + 1)
+    names = _of_kind(kind)
     raise ValueError(
-        f"--{flag} is missing, such as --{flag} qat_ternary.py; there are: "
-        f"{', '.join(available())}. "
-        "A variant follows after a colon: qat_ternary.py:smoke."
+        f"--{flag} is missing, such as --{flag} {names[-1]}; there are: {', '.join(names)}. "
+        f"A variant follows after a colon: {names[-1]}:smoke."
     )
 
 

@@ -28,6 +28,7 @@ EXPECTED = (
     ValueError,
     NotImplementedError,
     FloatingPointError,
+    MemoryError,
     OSError,
     CheckpointError,
     DiskFull,

@@ -128,19 +128,29 @@ def _bits_of_count(x: Array, axes: tuple[int, ...]) -> int:
     return max(math.ceil(math.log2(math.prod(x.shape[axis] for axis in axes))), 1)
 
 
-def mse(x: Array, spec: QuantSpec, *, steps: int = 80, smallest: float = 0.2) -> Range:
+def mse(
+    x: Array,
+    spec: QuantSpec,
+    *,
+    steps: int = 80,
+    smallest: float = 0.2,
+    norm: float = 2.0,
+    importance: Array | None = None,
+) -> Range:
     """The range of least squared error of each block, searched among shrunken full ranges.
 
     The full range is absmax, or min-max if the spec is asymmetric.
 
-    GPTQ's search (`grid` 100, `maxshrink` 0.8) with the error norm 2 instead of 2.4. Not for use
-    inside a training step.
+    GPTQ's search (`grid` 100, `maxshrink` 0.8); its norm is 2.4. Not for use inside a training
+    step.
 
     Args:
         x: Array as the spec's granularity sees it.
         spec: Its spec.
         steps: How many ranges are tried, evenly spaced in (smallest, 1].
         smallest: Where the grid ends, as a share of the full range.
+        norm: Power of the error that is summed; with 2 it is the squared error.
+        importance: Weight of each element's error, of the rank of `x`; default: all alike.
     """
     x = x.astype(jnp.float32)
     view = BlockView.of(x.shape, spec)
@@ -156,7 +166,11 @@ def mse(x: Array, spec: QuantSpec, *, steps: int = 80, smallest: float = 0.2) ->
     def step(best, share):
         least, best_range = best
         candidate = shrunken(share)
-        error = view.reduce(jnp.sum, (snap(x, spec, candidate) - x) ** 2)
+        error = jnp.abs(snap(x, spec, candidate) - x)
+        error = error * error if norm == 2 else error**norm
+        if importance is not None:
+            error = error * importance
+        error = view.reduce(jnp.sum, error)
         better = error < least
         chosen = best_range._replace(
             scale=jnp.where(better, candidate.scale, best_range.scale),

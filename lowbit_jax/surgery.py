@@ -83,7 +83,7 @@ def quantize_model(model: nnx.Module, recipe: Recipe | str) -> nnx.Module:
     if isinstance(recipe, str):
         recipe = _everything(found, recipe)
     rules = {path: recipe.find(path) for path in found}
-    _check_rules(recipe, found, rules)
+    check_rules(recipe, found, rules)
 
     def replace(path: str, module: Any) -> Any:
         rule = rules.get(path)
@@ -205,7 +205,14 @@ def _everything(found: dict[str, Any], preset: str) -> Recipe:
     return Recipe(Rule("|".join(map(re.escape, paths)), scheme))
 
 
-def _check_rules(recipe: Recipe, found: dict[str, Any], chosen: dict[str, Rule | None]) -> None:
+def check_rules(recipe: Recipe, found: dict[str, Any], chosen: dict[str, Rule | None]) -> None:
+    """Raises ValueError for a rule that matches no layer, or whose layers are all taken before it.
+
+    Args:
+        recipe: Whose rules are checked.
+        found: The layers that rules range over, by path.
+        chosen: The rule that decided for each of them.
+    """
     used = {id(rule) for rule in chosen.values() if rule is not None}
     for rule in recipe.rules:
         if id(rule) in used:

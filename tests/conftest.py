@@ -8,6 +8,8 @@ _DEVICES = "--xla_force_host_platform_device_count=8"
 if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
 
+from pathlib import Path  # noqa: E402
+
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -24,3 +26,16 @@ def strict_dtypes():
     """Implicit dtype promotion is an error, for the floors below flax."""
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """The folder of real models and texts: LOWBIT_ASSETS, or beside the checkout."""
+    beside = Path(__file__).parents[2] / "shared" / "assets"
+    folder = Path(os.environ.get("LOWBIT_ASSETS", beside))
+    if not folder.is_dir():
+        reason = f"no assets at {folder}; set LOWBIT_ASSETS to the folder with stories260k/ etc."
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return folder

@@ -4,9 +4,9 @@ Three kinds, named by a string (`make_tokenizer`): bytes as they are, a `tokeniz
 byte-level BPE trained on the corpus. A tokenizer turns into plain JSON and back, so a checkpoint
 can carry the one its model was trained with.
 
-Always: `decode(encode(text)) == text`. Text that a vocabulary cannot express is an error that shows
-the place, because its likelihood would be that of another text and its bits per byte would mean
-nothing.
+Always: `decode(encode(text)) == text`, and `bos` is not among the tokens. Text that a vocabulary
+cannot express is an error that shows the place, because its likelihood would be that of another
+text and its bits per byte would mean nothing.
 """
 
 import abc
@@ -32,13 +32,23 @@ class Tokenizer(abc.ABC):
     def vocab(self) -> int:
         """One more than the largest token number: what a model's vocabulary must reach."""
 
+    @property
+    def bos(self) -> int | None:
+        """The token that stands in front of every text of its model, if there is one."""
+        return None
+
+    @property
+    def eos(self) -> int | None:
+        """The token behind every text of its model, if there is one."""
+        return None
+
     @abc.abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> Integer[np.ndarray, " n"]:
         """The tokens of all `texts`, one after the other. Raises: see `encode`."""
 
     @abc.abstractmethod
     def decode(self, tokens: Integer[np.ndarray, " n"]) -> str:
-        """The text; a character cut in half is U+FFFD.
+        """The text; a character cut in half is U+FFFD, and `bos`, which is no text, is left out.
 
         Raises: ValueError: A token lies outside [0, vocab).
         """
@@ -98,9 +108,12 @@ class SubwordTokenizer(Tokenizer):
     """A `tokenizers.Tokenizer`, with nothing added to a text and nothing cut off it.
 
     definition: The content of its tokenizer.json. Padding and truncation in it are switched off.
+    bos, eos: Numbers of the tokens that its model's texts begin and end with; None: there is none.
     """
 
     definition: str = dataclasses.field(repr=False)
+    bos: int | None = None
+    eos: int | None = None
     # Derived from the definition, to which equality and hash belong.
     _engine: Any = dataclasses.field(init=False, repr=False, compare=False)
     _vocab: int = dataclasses.field(init=False, repr=False, compare=False)
@@ -116,6 +129,13 @@ class SubwordTokenizer(Tokenizer):
         engine.no_padding()
         object.__setattr__(self, "_engine", engine)
         object.__setattr__(self, "_vocab", max(engine.get_vocab().values(), default=-1) + 1)
+        for name in ("bos", "eos"):
+            number = getattr(self, name)
+            if number is not None and not (type(number) is int and 0 <= number < self._vocab):
+                raise ValueError(
+                    f"tokenizer: {name}={number!r} is no token of the vocabulary "
+                    f"[0, {self._vocab})."
+                )
 
     @property
     @override
@@ -127,7 +147,11 @@ class SubwordTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> Integer[np.ndarray, " n"]:
         encodings = self._engine.encode_batch_fast(list(texts), add_special_tokens=False)
         numbers = [encoding.ids for encoding in encodings]
-        decoded = self._engine.decode_batch(numbers, skip_special_tokens=False)
+        # `decode` leaves `bos` out, so that a text that spells it would not come back.
+        kept = numbers
+        if self.bos is not None:
+            kept = [[number for number in own if number != self.bos] for own in numbers]
+        decoded = self._engine.decode_batch(kept, skip_special_tokens=False)
         for text, back in zip(texts, decoded, strict=True):
             if text != back:
                 raise ValueError(_lost_text(text, back))
@@ -135,8 +159,13 @@ class SubwordTokenizer(Tokenizer):
 
     @override
     def decode(self, tokens: Integer[np.ndarray, " n"]) -> str:
-        numbers = _checked(tokens, self.vocab).tolist()
-        return self._engine.decode(numbers, skip_special_tokens=False)
+        tokens = _checked(tokens, self.vocab)
+        if self.bos is None:
+            return self._engine.decode(tokens.tolist(), skip_special_tokens=False)
+        # Texts between marks are decoded apart: each may begin with a space that is none.
+        texts = np.split(tokens, np.flatnonzero(tokens == self.bos))
+        numbers = [text[text != self.bos].tolist() for text in texts]
+        return "".join(self._engine.decode_batch(numbers, skip_special_tokens=False))
 
     @override
     def byte_count(self, tokens: Integer[np.ndarray, " n"]) -> int:
@@ -145,7 +174,9 @@ class SubwordTokenizer(Tokenizer):
 
     @override
     def to_json(self) -> dict[str, Any]:
-        return {"type": "tokenizers", "definition": self.definition}
+        ends = {name: getattr(self, name) for name in ("bos", "eos")}
+        given = {name: number for name, number in ends.items() if number is not None}
+        return {"type": "tokenizers", "definition": self.definition} | given
 
 
 def make_tokenizer(spec: str, corpus: Corpus | None = None) -> Tokenizer:
@@ -221,7 +252,7 @@ def tokenizer_from_json(data: Mapping[str, Any]) -> Tokenizer:
         case {"type": "bytes"}:
             return ByteTokenizer()
         case {"type": "tokenizers", "definition": str(definition)}:
-            return SubwordTokenizer(definition)
+            return SubwordTokenizer(definition, bos=data.get("bos"), eos=data.get("eos"))
     raise ValueError(
         f"not a tokenizer: a mapping with type {data.get('type')!r} and keys {sorted(data)}. "
         "Types: 'bytes', 'tokenizers' (with 'definition')."

@@ -6,11 +6,13 @@ from lowbit_jax.models.config import DecoderConfig
 from lowbit_jax.models.decoder import Block, Decoder
 from lowbit_jax.models.mlp import MLP, MLPConfig
 from lowbit_jax.models.registry import build, family_of, register
+from lowbit_jax.models.resnet import BasicBlock, ResNet, ResNetConfig, cifar_input
 from lowbit_jax.models.sharding import param_shardings, param_spec
 
 __all__ = [
     "CNN",
     "MLP",
+    "BasicBlock",
     "Block",
     "CNNConfig",
     "Decoder",
@@ -18,7 +20,10 @@ __all__ = [
     "KVCache",
     "LayerCache",
     "MLPConfig",
+    "ResNet",
+    "ResNetConfig",
     "build",
+    "cifar_input",
     "family_of",
     "param_shardings",
     "param_spec",

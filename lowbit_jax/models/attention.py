@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32
 
 from lowbit_jax.models.cache import LayerCache
 from lowbit_jax.models.config import DecoderConfig
@@ -31,15 +31,18 @@ def rotate(
     x: Float[Array, "batch length heads head_dim"],
     positions: Int32[Array, " length"],
     theta: float,
+    factors: tuple[float, ...] | None = None,
 ) -> Float[Array, "batch length heads head_dim"]:
     """Rotary position embedding in float32 (Eq. 34 of arXiv:2104.09864).
 
     Features `i` and `i + head_dim / 2` are a pair, turned by the angle
     `position * theta ** (-2 * i / head_dim)`. That is the order of Hugging Face's checkpoints
-    ("rotate half"); the paper pairs `2 * i` and `2 * i + 1`.
+    ("rotate half"); the paper pairs `2 * i` and `2 * i + 1`. The angle of pair `i` is divided by
+    `factors[i]`, if there are any.
     """
     half = x.shape[-1] // 2
-    frequencies = (theta ** (-np.arange(half, dtype=np.float64) / half)).astype(np.float32)
+    exact = theta ** (-np.arange(half, dtype=np.float64) / half)
+    frequencies = (exact if factors is None else exact / np.asarray(factors)).astype(np.float32)
     angles = positions.astype(jnp.float32)[None, :, None, None] * frequencies[None, None, None, :]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -47,11 +50,52 @@ def rotate(
     return turned.astype(x.dtype)
 
 
-class Attention(nnx.Module):
-    """Causal self-attention: `query`, `key`, `value`, `out`; scores and softmax in float32."""
+def attend(
+    query: Float[Array, "batch length heads head_dim"],
+    key: Float[Array, "batch seen kv_heads head_dim"],
+    value: Float[Array, "batch seen kv_heads head_dim"],
+    *,
+    mask: Bool[Array, "length seen"] | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Float[Array, "batch length heads head_dim"]:
+    """Softmax attention in float32.
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+    Args:
+        query: Head `h` asks the key head `h // (heads // kv_heads)`.
+        key: One row for each position that can be seen.
+        value: As `key`.
+        mask: Which positions each query sees; None: its own and those before it.
+        scale: Factor of the scores; None: `head_dim ** -0.5`.
+        softcap: Scores s become `softcap * tanh(s / softcap)` (arXiv:2408.00118).
+    """
+    if softcap is None:
+        if mask is None:
+            return jax.nn.dot_product_attention(query, key, value, scale=scale, is_causal=True)
+        return jax.nn.dot_product_attention(query, key, value, mask=mask[None, None], scale=scale)
+    batch, length, heads, width = query.shape
+    seen, groups = key.shape[1], key.shape[2]
+    if mask is None:
+        mask = jnp.tri(length, seen, dtype=bool)
+    grouped = query.reshape(batch, length, groups, heads // groups, width)
+    scores = jnp.einsum("btghd,bsgd->bghts", grouped, key, preferred_element_type=jnp.float32)
+    scores = scores * jnp.float32(width**-0.5 if scale is None else scale)
+    scores = softcap * jnp.tanh(scores * jnp.float32(1 / softcap))
+    scores = jnp.where(mask[None, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    y = jnp.einsum("bghts,bsgd->btghd", weights, value, preferred_element_type=jnp.float32)
+    return y.reshape(query.shape).astype(query.dtype)
+
+
+class Attention(nnx.Module):
+    """Causal self-attention: `query`, `key`, `value`, `out`; scores and softmax in float32.
+
+    window: Positions that a token sees, its own included; 0: all before it.
+    """
+
+    def __init__(self, config: DecoderConfig, *, window: int = 0, rngs: nnx.Rngs):
         self.config = config
+        self.window = window
         width, kv_width = config.heads * config.head_size, config.kv_heads * config.head_size
         linear = functools.partial(nnx.Linear, dtype=config.compute_dtype, rngs=rngs)
         self.query = linear(config.dim, width, use_bias=config.qkv_bias)
@@ -78,17 +122,33 @@ class Attention(nnx.Module):
 
         start = 0 if cache is None else cache.length
         positions = start + jnp.arange(length, dtype=jnp.int32)
-        query = rotate(query, positions, config.rope_theta)
-        key = rotate(key, positions, config.rope_theta)
-        if cache is None:
-            y = jax.nn.dot_product_attention(query, key, value, is_causal=True)
-        else:
+        theta, factors = config.rope_theta, config.rope_factors
+        if self.window and config.local_rope_theta is not None:
+            theta, factors = config.local_rope_theta, None
+        query = rotate(query, positions, theta, factors)
+        key = rotate(key, positions, theta, factors)
+        mask = None
+        if cache is not None:
             key, value, _ = cache.update(key, value)
-            # Rows of the cache beyond a query's own position are later tokens, or not written yet.
-            visible = jnp.arange(key.shape[1])[None, :] <= positions[:, None]
-            y = jax.nn.dot_product_attention(query, key, value, mask=visible[None, None])
+        if cache is not None or self.window:
+            mask = self._visible(positions, key.shape[1])
+        y = attend(
+            query,
+            key,
+            value,
+            mask=mask,
+            scale=config.query_scale,
+            softcap=config.attention_softcap,
+        )
 
         y = y.reshape(batch, length, config.heads * config.head_size)
         if config.sub_norm:
             y = self.out_norm(y).astype(config.compute_dtype)
         return self.out(y)
+
+    def _visible(self, positions: Int32[Array, " length"], seen: int) -> Bool[Array, "length seen"]:
+        """Which of the first `seen` positions the tokens at `positions` look at."""
+        others = jnp.arange(seen)[None, :]
+        # Rows of a cache beyond a query's own position are later tokens, or not written yet.
+        visible = others <= positions[:, None]
+        return visible & (others > positions[:, None] - self.window) if self.window else visible

@@ -1,10 +1,12 @@
 """The decoder's configuration, and the checks that all model configurations share."""
 
 import dataclasses
+import math
 
 import jax.numpy as jnp
 
 DTYPES = ("float32", "bfloat16")
+ACTIVATIONS = ("silu", "gelu_tanh")
 
 
 def require_sizes(where: str, **sizes: int | tuple[int, ...]) -> None:
@@ -24,12 +26,18 @@ def require_sizes(where: str, **sizes: int | tuple[int, ...]) -> None:
                 raise ValueError(f"{where}: {name}={size!r} must be made of integers >= 1.")
 
 
+def _require_positive(where: str, name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{where}: {name}={value!r} must be a number > 0.")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
     """A decoder-only transformer of the Llama family.
 
     Always: `heads` is a multiple of `kv_heads`, `head_size` is even, and the whole is hashable and
-    JSON-able.
+    JSON-able. The defaults are Llama 2; the fields from `activation` on are what its relatives
+    (Llama 3, Mistral, Gemma 2 and 3) do otherwise.
 
     Attributes:
         vocab: Number of tokens; token ids are in `[0, vocab)`.
@@ -49,7 +57,20 @@ class DecoderConfig:
             arXiv:2504.12285).
         stacked: Blocks are one scanned stack with a leading axis of length `layers` on every array.
         dtype: Compute type, "float32" or "bfloat16". Parameters, norms and logits are float32.
-    Raises: ValueError: a field has a value that no model can have; the message names both.
+        activation: Of the MLP's gate: "silu", or "gelu_tanh", the approximation of GELU.
+        embed_scale: Embeddings are multiplied by it where they enter the stream; the head is not.
+        post_norm: RMSNorm also behind attention and MLP, before they are added (arXiv:2408.00118).
+        query_scale: Factor of the scores; None: `head_size ** -0.5`.
+        attention_softcap: Scores s become `cap * tanh(s / cap)` before the mask; None: they do not.
+        logit_softcap: The same of the logits.
+        windows: For each layer the number of positions that a token sees, its own included; 0: all
+            before it. None: 0 everywhere.
+        rope_factors: Divisor of each of the `head_size / 2` rotary frequencies; None: 1.
+        local_rope_theta: Base of the frequencies in layers with a window, which are then not
+            divided; None: as in the others.
+    Raises:
+        ValueError: a field has a value that no model can have; the message names both.
+        NotImplementedError: `stacked`, and layers whose windows differ.
     """
 
     vocab: int
@@ -68,13 +89,23 @@ class DecoderConfig:
     sub_norm: bool = False
     stacked: bool = False
     dtype: str = "float32"
+    activation: str = "silu"
+    embed_scale: float = 1.0
+    post_norm: bool = False
+    query_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    windows: tuple[int, ...] | None = None
+    rope_factors: tuple[float, ...] | None = None
+    local_rope_theta: float | None = None
 
     def __post_init__(self):
         where = "DecoderConfig"
         names = ("vocab", "dim", "layers", "heads", "kv_heads", "ffn_dim", "max_length")
         require_sizes(where, **{name: getattr(self, name) for name in names})
         if self.heads % self.kv_heads:
-            fits = [n for n in range(1, self.heads + 1) if self.heads % n == 0]
+            # Where a damaged file says billions of heads, not all of them are tried.
+            fits = [n for n in range(1, min(self.heads, 1024) + 1) if self.heads % n == 0]
             raise ValueError(
                 f"{where}: heads={self.heads} is not a multiple of kv_heads={self.kv_heads}, and "
                 f"every key head serves the same number of query heads. kv_heads that fit: {fits}."
@@ -92,17 +123,44 @@ class DecoderConfig:
                 f"{where}: heads of width {self.head_size} cannot be rotated: RoPE turns pairs of "
                 f"features. Set an even head_dim, or change dim={self.dim} or heads={self.heads}."
             )
-        for name in ("norm_eps", "rope_theta"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise ValueError(f"{where}: {name}={value!r} must be a number > 0.")
-        for name in ("tied", "qkv_bias", "qk_norm", "sub_norm", "stacked"):
+        for name in ("norm_eps", "rope_theta", "embed_scale"):
+            _require_positive(where, name, getattr(self, name))
+        for name in ("query_scale", "attention_softcap", "logit_softcap", "local_rope_theta"):
+            if getattr(self, name) is not None:
+                _require_positive(where, name, getattr(self, name))
+        for name in ("tied", "qkv_bias", "qk_norm", "sub_norm", "stacked", "post_norm"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{where}: {name}={getattr(self, name)!r} must be True or False.")
         if self.dtype not in DTYPES:
             raise ValueError(
                 f"{where}: compute dtype {self.dtype!r} is not known. Known: {list(DTYPES)}."
             )
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"{where}: activation {self.activation!r} is not known. Known: {list(ACTIVATIONS)}."
+            )
+        self._check_positions(where)
+
+    def _check_positions(self, where: str) -> None:
+        """Refuses windows and rotary factors that do not fit the layers and the heads."""
+        for name, length in (("windows", self.layers), ("rope_factors", self.head_size // 2)):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, tuple) or len(value) != length):
+                raise ValueError(f"{where}: {name}={value!r} must be a tuple of {length} numbers.")
+        for factor in self.rope_factors or ():
+            _require_positive(where, "rope_factors", factor)
+        windows = self.windows or ()
+        if any(not isinstance(w, int) or isinstance(w, bool) or w < 0 for w in windows):
+            raise ValueError(f"{where}: windows={windows!r} must be made of integers >= 0.")
+        if self.stacked and len(set(windows)) > 1:
+            raise NotImplementedError(
+                f"{where}: stacked layers are one program, and windows={windows!r} differ. "
+                f"Set stacked=False."
+            )
+
+    def window(self, layer: int) -> int:
+        """Positions that a token sees in the layer of that number; 0: all before it."""
+        return 0 if self.windows is None else self.windows[layer]
 
     @property
     def head_size(self) -> int:

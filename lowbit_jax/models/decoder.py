@@ -6,6 +6,9 @@
         x += down(silu(gate(norm(x))) * up(norm(x)))
     logits = head(norm(x))
 
+`DecoderConfig` says what the family's members do otherwise: another gate, norms elsewhere, bounded
+scores and logits, windows.
+
 Every weight sits in an `nnx.Linear` or `nnx.Embed` that is only ever called, so that any of them
 can be swapped for a twin with the same call. Parameters are float32; `config.dtype` is the type of
 the residual stream and of the products; norms, softmax and logits are float32.
@@ -16,7 +19,7 @@ layer's slice out of the stack. The same seed gives the same weights in both for
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import jax
@@ -29,9 +32,14 @@ from lowbit_jax.models.cache import KVCache, LayerCache
 from lowbit_jax.models.config import DecoderConfig
 from lowbit_jax.models.registry import register
 
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": nnx.silu,
+    "gelu_tanh": functools.partial(nnx.gelu, approximate=True),
+}
+
 
 class GatedMLP(nnx.Module):
-    """SwiGLU, `down(silu(gate(x)) * up(x))` (arXiv:2002.05202)."""
+    """`down(act(gate(x)) * up(x))`; with silu it is SwiGLU (arXiv:2002.05202)."""
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -46,29 +54,41 @@ class GatedMLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         """Applies the layer to each position on its own."""
-        hidden = nnx.silu(self.gate(x)) * self.up(x)
+        hidden = _ACTIVATIONS[self.config.activation](self.gate(x)) * self.up(x)
         if self.config.sub_norm:
             hidden = self.down_norm(hidden).astype(self.config.compute_dtype)
         return self.down(hidden)
 
 
 class Block(nnx.Module):
-    """One layer of the decoder: attention and MLP, each behind its norm and added to the stream."""
+    """One layer of the decoder: attention and MLP, each behind its norm and added to the stream.
 
-    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
+    window: As of `Attention`.
+    """
+
+    def __init__(self, config: DecoderConfig, *, window: int = 0, rngs: nnx.Rngs):
         self.config = config
         self.attention_norm = rms_norm(config, config.dim, rngs=rngs)
-        self.attention = Attention(config, rngs=rngs)
+        self.attention = Attention(config, window=window, rngs=rngs)
         self.mlp_norm = rms_norm(config, config.dim, rngs=rngs)
         self.mlp = GatedMLP(config, rngs=rngs)
+        if config.post_norm:
+            self.attention_post_norm = rms_norm(config, config.dim, rngs=rngs)
+            self.mlp_post_norm = rms_norm(config, config.dim, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "batch length dim"], cache: LayerCache | None = None
     ) -> Float[Array, "batch length dim"]:
         """Applies the block; with a cache, `x` continues the tokens that the cache holds."""
         dtype = self.config.compute_dtype
-        x = x + self.attention(self.attention_norm(x).astype(dtype), cache)
-        return x + self.mlp(self.mlp_norm(x).astype(dtype))
+        attended = self.attention(self.attention_norm(x).astype(dtype), cache)
+        if self.config.post_norm:
+            attended = self.attention_post_norm(attended).astype(dtype)
+        x = x + attended
+        mixed = self.mlp(self.mlp_norm(x).astype(dtype))
+        if self.config.post_norm:
+            mixed = self.mlp_post_norm(mixed).astype(dtype)
+        return x + mixed
 
 
 @register("decoder")
@@ -92,7 +112,8 @@ class Decoder(nnx.Module):
             embedding_init=nnx.initializers.normal(0.02),
             rngs=rngs,
         )
-        blocks = [Block(config, rngs=rngs) for _ in range(config.layers)]
+        windows = map(config.window, range(config.layers))
+        blocks = [Block(config, window=window, rngs=rngs) for window in windows]
         self.layers = _stack(blocks) if config.stacked else nnx.List(blocks)
         self.norm = rms_norm(config, config.dim, rngs=rngs)
         if not config.tied:
@@ -129,6 +150,8 @@ class Decoder(nnx.Module):
                 f"Shorten the context, or build the model with a larger max_length."
             )
         x = self.embed(tokens)
+        if self.config.embed_scale != 1:
+            x = x * jnp.asarray(self.config.embed_scale, x.dtype)
         if self.config.stacked:
             x = _scan(self.layers, x, cache)
         else:
@@ -141,7 +164,9 @@ class Decoder(nnx.Module):
     def logits(self, features: Float[Array, "*batch dim"]) -> Float32[Array, "*batch vocab"]:
         """Applies the head, which is the embedding's transpose if `tied`."""
         logits = self.embed.attend(features) if self.config.tied else self.head(features)
-        return logits.astype(jnp.float32)
+        logits = logits.astype(jnp.float32)
+        cap = self.config.logit_softcap
+        return logits if cap is None else cap * jnp.tanh(logits * jnp.float32(1 / cap))
 
     def init_cache(self, batch: int, capacity: int) -> nnx.Module:
         """An empty cache for `batch` sequences of up to `capacity` tokens: a `KVCache` per layer.

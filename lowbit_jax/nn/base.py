@@ -213,9 +213,9 @@ class PackedTwin(Twin):
     def __init__(self, layer: TrainTwin):
         """Packs a trained twin; the layer itself is left as it was."""
         adopt(self, layer)
-        for name in [n for n, v in vars(self).items() if isinstance(v, nnx.Param)]:
+        for name in [n for n, v in vars(self).items() if isinstance(v, nnx.Variable)]:
             if name.startswith("kernel_"):
-                delattr(self, name)  # learned ranges live on in the QTensor's scale
+                delattr(self, name)  # stored ranges live on in the QTensor
         self.packed_view = layer.view
         setattr(self, self.kernel_name, Packed(layer.freeze_kernel()))
 

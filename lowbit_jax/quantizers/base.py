@@ -36,13 +36,17 @@ class Quantizer(abc.ABC):
     """Which specs it takes: symmetric ones, or those with zero points."""
 
     def __post_init__(self):
+        self._check_symmetry()
+
+    def _check_symmetry(self) -> None:
+        """Raises ValueError for a spec with, or without, zero points that it does not take."""
         if self.spec.symmetric != self.symmetric:
             takes = "symmetric specs" if self.symmetric else "specs with zero points"
             raise ValueError(f"{type(self).__name__}: takes {takes} only, not {self.spec}.")
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if not cls.__name__.startswith("_"):  # those are shared parts, not quantizers
+        if "shared_part" not in vars(cls):  # those are no quantizers yet
             _REGISTRY[cls.__name__] = cls
 
     def init(self, x: Float[Array, "..."]) -> State:

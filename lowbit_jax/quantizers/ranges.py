@@ -15,8 +15,10 @@ from lowbit_jax.quantizers.base import Quantizer, State, as_row
 from lowbit_jax.spec import Block
 
 
-class _StraightThrough(Quantizer):
+class StraightThrough(Quantizer):
     """A quantizer whose gradient is that of the identity, range included."""
+
+    shared_part: ClassVar[bool] = True
 
     def fake_quant(self, x: Float[Array, "..."], state: State) -> Float[Array, "..."]:
         constant = lax.stop_gradient(x)
@@ -24,7 +26,7 @@ class _StraightThrough(Quantizer):
 
 
 @dataclasses.dataclass(frozen=True)
-class Absmax(_StraightThrough):
+class Absmax(StraightThrough):
     """Symmetric, scale from the largest magnitude of each block, found anew at every call.
 
     Weights: `2 absmax / (2**b - 1)`, GPTQ's convention. Activations: per token with a narrow int8,
@@ -46,7 +48,7 @@ class Absmax(_StraightThrough):
 
 
 @dataclasses.dataclass(frozen=True)
-class MinMax(_StraightThrough):
+class MinMax(StraightThrough):
     """Asymmetric, scale and integer zero point from the extremes of each block, per call."""
 
     symmetric: ClassVar[bool] = False
@@ -57,7 +59,7 @@ class MinMax(_StraightThrough):
 
 
 @dataclasses.dataclass(frozen=True)
-class AbsMean(_StraightThrough):
+class AbsMean(StraightThrough):
     """Scale = mean |w|, a function of w, never stored while training.
 
     With the ternary format BitNet b1.58's weight quantizer (arXiv:2402.17764, Eq. 1 to 3); with the
@@ -81,7 +83,7 @@ class AbsMean(_StraightThrough):
 
 
 @dataclasses.dataclass(frozen=True)
-class StaticAbsmax(_StraightThrough):
+class StaticAbsmax(StraightThrough):
     """Symmetric, from the largest magnitude seen while calibrating: for activations.
 
     With e4m3 scales (NVFP4) the statistic is the global scale's, and the scales of the blocks

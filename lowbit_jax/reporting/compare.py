@@ -1,8 +1,12 @@
-"""Several runs side by side: a Markdown table and a plot of loss against packed bytes."""
+"""Several runs side by side: a Markdown table and a plot of loss against size.
+
+Runs of training by packed bytes; runs of post-training quantization as a leaderboard.
+"""
 
 from pathlib import Path
 from typing import Any
 
+from lowbit_jax.reporting.leaderboard import leaderboard
 from lowbit_jax.reporting.plots import human_bytes, plot_comparison
 from lowbit_jax.reporting.report import markdown_table
 
@@ -24,10 +28,20 @@ def compare(summaries: dict[str, dict[str, Any]], out: Path) -> str:
     Args:
         summaries: A name for each run (such as its folder's) and its summary.json, at least one.
         out: Folder; made if it is absent.
-    Raises: ValueError: No runs, or runs on different text, whose losses do not compare.
+    Raises: ValueError: No runs, runs of different kinds, or on different text, whose losses do not
+        compare.
     """
     if not summaries:
         raise ValueError("compare: no runs were given.")
+    quantized = [name for name, summary in summaries.items() if "method" in summary]
+    if quantized:
+        if len(quantized) < len(summaries):
+            trained = sorted(set(summaries) - set(quantized))
+            raise ValueError(
+                f"compare: {trained[0]} was trained, and {quantized[0]} quantized after training. "
+                "Their tables differ: compare runs of one kind."
+            )
+        return leaderboard(summaries, out)
     corpora = {name: summary["corpus_sha256"] for name, summary in summaries.items()}
     if len(set(corpora.values())) > 1:
         listed = "; ".join(f"{name}: {sha256[:12]}" for name, sha256 in corpora.items())

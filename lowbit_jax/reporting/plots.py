@@ -1,17 +1,25 @@
 """A run's pictures: the loss curve, and latent weights on the grid that they are rounded to."""
 
 import dataclasses
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lowbit_jax.reporting.metrics import series
 
 _INK, _MUTED, _GRID = "#22313f", "#8a97a3", "#e3e8ec"
 _TRAIN, _VALID, _MARK = "#7fa8d1", "#1f4e79", "#c8553d"
+_COLORS = (
+    *("#1f4e79", "#c8553d", "#3a8f6b", "#8661a8", "#c9962b"),
+    *("#4f9fc4", "#b1477b", "#6b7a3a", "#5a6570", "#d98d7c"),
+)
+_MARKERS = "osD^vPX<>*"
 _SHADES = ("#7fa8d1", "#1f4e79")
 _MOST_LEVELS_SHOWN = 32
 
@@ -109,6 +117,77 @@ def plot_comparison(points: list[dict[str, Any]], path: Path) -> None:
     axes.set_ylabel("validation, bits per byte", color=_INK)
     axes.margins(y=0.15)
     _save(figure, path)
+
+
+def plot_sqnr(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> None:
+    """Signal-to-noise ratio of every quantized layer over the depth, as PNG; a line per kind.
+
+    Args:
+        rows: `{"path", "sqnr_db", "error_after"}` each; where layers have the last, the relative
+            squared error of their output, a second panel shows it in dB.
+        path: Of the PNG.
+        title: Above the plot.
+    """
+    panels = [("weights", [row["sqnr_db"] for row in rows])]
+    errors = [row.get("error_after") for row in rows]
+    if errors and all(error is not None for error in errors):
+        ratios = [-10 * np.log10(max(error, 1e-12)) for error in errors]
+        panels.append(("layer outputs, calibration data", ratios))
+    figure = Figure(figsize=(5.2 * len(panels) + 1.6, 4.0), layout="constrained")
+    kinds = list(dict.fromkeys(_split_path(row["path"])[1] for row in rows))
+    for number, (name, values) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), number + 1)
+        _style(axes)
+        for index, kind in enumerate(kinds):
+            points = [
+                (_split_path(row["path"])[0], value)
+                for row, value in zip(rows, values, strict=True)
+                if _split_path(row["path"])[1] == kind
+            ]
+            marker, color = _MARKERS[index % len(_MARKERS)], _COLORS[index % len(_COLORS)]
+            axes.plot(*zip(*points, strict=True), color=color, marker=marker, lw=1.2, label=kind)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("block", color=_INK)
+        axes.set_ylabel("SQNR, dB", color=_INK)
+        axes.set_title(name, loc="left", color=_INK, fontsize=10)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(),
+        loc="outside right upper",
+        frameon=False,
+        labelcolor=_INK,
+        fontsize=9,
+    )
+    figure.suptitle(title, x=0.01, ha="left", color=_INK, fontsize=11)
+    _save(figure, path)
+
+
+def plot_leaderboard(points: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Increase of the loss against bits per weight, one line a method, as PNG.
+
+    Args:
+        points: `{"method", "bits", "increase"}` each; increases in nats per token, over 0 for the
+            logarithmic axis to show them.
+        path: Of the PNG.
+    """
+    figure, axes = _figure(8.4, 4.6)
+    methods = list(dict.fromkeys(point["method"] for point in points))
+    for index, method in enumerate(methods):
+        own = sorted((p["bits"], p["increase"]) for p in points if p["method"] == method)
+        marker, color = _MARKERS[index % len(_MARKERS)], _COLORS[index % len(_COLORS)]
+        axes.plot(*zip(*own, strict=True), marker=marker, color=color, lw=1.2, label=method)
+    if any(point["increase"] > 0 for point in points):
+        axes.set_yscale("log", nonpositive="mask")
+    axes.grid(axis="y", which="minor", color=_GRID, linewidth=0.4)
+    axes.set_xlabel("bits per quantized weight, with scales", color=_INK)
+    axes.set_ylabel("loss over float, nats per token", color=_INK)
+    figure.legend(loc="outside right upper", frameon=False, labelcolor=_INK, fontsize=8)
+    _save(figure, path)
+
+
+def _split_path(path: str) -> tuple[int, str]:
+    """`layers/3/mlp/up` -> (3, "mlp/up"); what is in no block stands at 0 under its own name."""
+    match = re.search(r"(?:^|/)(\d+)/", path)
+    return (int(match[1]), path[match.end() :]) if match else (0, path)
 
 
 def human_bytes(count: float) -> str:

@@ -68,19 +68,19 @@ def report(
         "",
         "## Sample from the packed model",
         "",
-        *_fenced(sample),
+        *fenced(sample),
         "",
         f"More: `{command}`",
         "",
         "## Layers",
         "",
-        *_fenced(layers),
+        *fenced(layers),
         "",
         "## Config",
         "",
         f"`config.json` has every field; different from the defaults ({len(changed)}):",
         "",
-        *_fenced("\n".join(changed) or "nothing"),
+        *fenced("\n".join(changed) or "nothing"),
         "",
         f"Corpus sha256 `{summary['corpus_sha256']}`, jax {summary['jax_version']}.",
     ]
@@ -97,7 +97,8 @@ def _as_trained(summary: dict[str, Any]) -> str:
     return "fake-quantized" if summary["recipe"] else "float"
 
 
-def _fenced(text: str) -> list[str]:
+def fenced(text: str) -> list[str]:
+    """Lines of a Markdown code block with this text."""
     # Longer than any run of backticks inside, so that a sample cannot close its own fence.
     fence = "```"
     while fence in text:

@@ -6,8 +6,9 @@ written.
 """
 
 import dataclasses
-import difflib
 from typing import Any
+
+from lowbit_jax.training.fields import nearest, replaced
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -163,14 +164,7 @@ class TrainConfig:
 
     def replace(self, changes: dict[str, Any]) -> "TrainConfig":
         """A copy with the fields of dotted path set: `replace({"optim.lr": 1e-3})`."""
-        copy = from_dict(to_dict(self))
-        for path, value in changes.items():
-            *parents, last = path.split(".")
-            holder = copy
-            for part in parents:
-                holder = getattr(holder, check_field(holder, part, path))
-            setattr(holder, check_field(holder, last, path), value)
-        return copy
+        return replaced(self, changes)
 
 
 # "smoke" proves the machinery; its numbers mean nothing. "study" is what experiments.study runs:
@@ -232,67 +226,3 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "sample_prompt": "The ",
     },
 }
-
-
-def nearest(name: str, candidates: list[str]) -> list[str]:
-    """`candidates`, the likeliest to be meant by `name` first."""
-    return sorted(
-        candidates, key=lambda c: difflib.SequenceMatcher(None, name, c).ratio(), reverse=True
-    )
-
-
-def check_field(holder: Any, field: str, path: str = "") -> str:
-    """`field`, if the dataclass `holder` has it; else a ValueError that lists what it has."""
-    if not dataclasses.is_dataclass(holder):
-        raise ValueError(f"{path or field}: a {type(holder).__name__} has no field {field!r}.")
-    names = [f.name for f in dataclasses.fields(holder)]
-    if field not in names:
-        raise ValueError(
-            f"{path or field}: {type(holder).__name__} has no field {field!r}; "
-            f"it has: {', '.join(nearest(field, names))}."
-        )
-    return field
-
-
-def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """The config as nested plain values, for JSON."""
-    return dataclasses.asdict(config)
-
-
-def from_dict(values: dict[str, Any]) -> TrainConfig:
-    """The inverse of `to_dict`; an unknown field is a ValueError that lists the known ones."""
-    return _build(TrainConfig, values, "")
-
-
-def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
-    result = cls()
-    for name, value in values.items():
-        check_field(result, name, prefix + name)
-        nested = isinstance(value, dict)
-        setattr(
-            result,
-            name,
-            _build(type(getattr(result, name)), value, f"{prefix}{name}.") if nested else value,
-        )
-    return result
-
-
-def flatten(config: TrainConfig) -> dict[str, Any]:
-    """Dotted path -> value."""
-    flat: dict[str, Any] = {}
-
-    def visit(prefix: str, values: dict[str, Any]) -> None:
-        for name, value in values.items():
-            if isinstance(value, dict):
-                visit(f"{prefix}{name}.", value)
-            else:
-                flat[prefix + name] = value
-
-    visit("", to_dict(config))
-    return flat
-
-
-def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
-    """The fields in which two configs differ, as `path: old -> new`."""
-    was, now = flatten(old), flatten(new)
-    return [f"{path}: {was[path]!r} -> {now[path]!r}" for path in now if was[path] != now[path]]

@@ -21,7 +21,8 @@ from lowbit_jax.reporting.metrics import read_metrics
 from lowbit_jax.reporting.plots import plot_loss, plot_weights
 from lowbit_jax.reporting.report import report, result_table
 from lowbit_jax.training.build import Text
-from lowbit_jax.training.config import TrainConfig, differences, to_dict
+from lowbit_jax.training.config import TrainConfig
+from lowbit_jax.training.fields import differences, to_dict
 from lowbit_jax.training.weights import weight_samples
 from lowbit_jax.training.workdir import write_json, write_text
 
@@ -78,7 +79,7 @@ def finish(
         **speed,
         "corpus_sha256": text.corpus.sha256,
         "jax_version": jax.__version__,
-        "device": _device(),
+        "device": device_name(),
     }
     sample = sample_text(config, reloaded, text)
     if jax.process_index() == 0:
@@ -178,6 +179,7 @@ def _figures(result: Evaluation) -> dict[str, Any]:
     }
 
 
-def _device() -> str:
+def device_name() -> str:
+    """Kind and number of the devices, for reports."""
     devices = jax.devices()
     return f"{devices[0].device_kind} x {len(devices)} ({devices[0].platform})"

@@ -9,12 +9,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lowbit_jax.training.config import TrainConfig, differences, from_dict, to_dict
+from lowbit_jax.training.config import TrainConfig
 from lowbit_jax.training.errors import DiskFull, is_disk_full
+from lowbit_jax.training.fields import differences, from_dict, to_dict
 
 
-def inspect(config: TrainConfig, workdir: Path, *, overwrite: bool = False) -> bool:
+def inspect(config: Any, workdir: Path, *, overwrite: bool = False) -> bool:
     """Whether `workdir` holds an unfinished run of `config`, to be resumed; changes nothing.
+
+    `config` is a `TrainConfig` or another config dataclass; a folder of another kind is refused.
 
     Raises: ValueError: The folder holds a finished run, another config's, or something that is no
         run.
@@ -28,7 +31,7 @@ def inspect(config: TrainConfig, workdir: Path, *, overwrite: bool = False) -> b
         )
     if overwrite:
         return False
-    changed = differences(read_config(workdir), config)
+    changed = differences(read_config(workdir, type(config)), config)
     finished = (workdir / "summary.json").exists()
     if changed:
         raise ValueError(
@@ -40,13 +43,12 @@ def inspect(config: TrainConfig, workdir: Path, *, overwrite: bool = False) -> b
     if finished:
         raise ValueError(
             f"{workdir}: this run is finished (see {workdir / 'report.md'}). Pass --overwrite to "
-            "move it to a "
-            "backup and train again, or another --workdir."
+            "move it to a backup and start anew, or another --workdir."
         )
     return True
 
 
-def claim(config: TrainConfig, workdir: Path) -> Path | None:
+def claim(config: Any, workdir: Path) -> Path | None:
     """Makes `workdir`, which `inspect` has seen, a new run of `config`.
 
     Returns: Where a run that was there has been moved: `<workdir>.1`, or the next number that is
@@ -61,14 +63,14 @@ def claim(config: TrainConfig, workdir: Path) -> Path | None:
     return backup
 
 
-def read_config(workdir: Path) -> TrainConfig:
-    """The config of a run's folder; ValueError if its `config.json` cannot be read."""
+def read_config(workdir: Path, cls: type = TrainConfig) -> Any:
+    """The config of a run's folder. Raises: ValueError: Its `config.json` is no `cls`."""
     path = workdir / "config.json"
     try:
-        return from_dict(json.loads(path.read_text()))
+        return from_dict(json.loads(path.read_text()), cls)
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path}: is no config of this version ({error}). Pass another --workdir, or "
+            f"{path}: is no config of this version and kind ({error}). Pass another --workdir, or "
             "--overwrite."
         ) from error
 

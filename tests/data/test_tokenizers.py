@@ -77,6 +77,24 @@ def test_json_round_trip(name, bpe):
     np.testing.assert_array_equal(back.encode("thé cat"), tokenizer.encode("thé cat"))
 
 
+def test_the_marks_of_texts_travel_as_json_and_are_no_text(bpe):
+    data = bpe.to_json()
+    assert "bos" not in data, "older readers need not know it"
+    tokenizer = tokenizer_from_json({**data, "bos": 3, "eos": 0})
+    assert (tokenizer.bos, tokenizer.eos) == (3, 0)
+    assert tokenizer_from_json(json.loads(json.dumps(tokenizer.to_json()))) == tokenizer
+    assert tokenizer != bpe
+    text = tokenizer.encode("the cat")
+    assert tokenizer.decode(np.concatenate([[3], text, [3], text])) == "the catthe cat"
+    assert tokenizer.byte_count(np.array([3])) == 0
+
+
+@pytest.mark.parametrize("wrong", [-1, 280, "3", True])
+def test_a_mark_that_is_no_token_is_an_error(bpe, wrong):
+    with pytest.raises(ValueError, match=r"bos=.* is no token of the vocabulary \[0, 280\)"):
+        tokenizer_from_json({**bpe.to_json(), "bos": wrong})
+
+
 @pytest.mark.parametrize("data", [{}, {"type": "words"}, {"type": "tokenizers"}])
 def test_json_of_something_else_is_an_error(data):
     with pytest.raises(ValueError, match="not a tokenizer"):

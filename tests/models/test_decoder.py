@@ -15,6 +15,21 @@ PLAIN = DecoderConfig(vocab=31, dim=16, layers=2, heads=4, kv_heads=2, ffn_dim=2
 FULL = dataclasses.replace(
     PLAIN, tied=True, qkv_bias=True, qk_norm=True, sub_norm=True, head_dim=6, kv_heads=1
 )
+# What Gemma 2 and 3 do otherwise, all at once; kv_heads=2 so that softcapped scores are grouped.
+GEMMA = dataclasses.replace(
+    PLAIN,
+    tied=True,
+    qk_norm=True,
+    activation="gelu_tanh",
+    embed_scale=3.0,
+    post_norm=True,
+    query_scale=0.7,
+    attention_softcap=1.5,
+    logit_softcap=2.5,
+    windows=(3, 0),
+    rope_factors=(1.0, 8.0),
+    local_rope_theta=100.0,
+)
 TOKENS = jnp.asarray(np.random.default_rng(7).integers(0, PLAIN.vocab, (2, 9)), jnp.int32)
 
 forward = jax.jit(lambda model, tokens: model(tokens))
@@ -27,9 +42,11 @@ def rounding(config: DecoderConfig, logits: np.ndarray) -> float:
     return (7 * config.layers + 1) * k * EPS * float(np.max(np.abs(logits)))
 
 
-def reference(model: Decoder, tokens: np.ndarray) -> np.ndarray:
+def reference(
+    model: Decoder, tokens: np.ndarray, config: DecoderConfig | None = None
+) -> np.ndarray:
     """The Llama family's forward pass in float64, one head and one position at a time."""
-    c = model.config
+    c = config or model.config
     p = jax.tree.map(np.float64, nnx.to_pure_dict(nnx.state(model)))
 
     def norm(x, scale):
@@ -38,12 +55,17 @@ def reference(model: Decoder, tokens: np.ndarray) -> np.ndarray:
     def linear(x, layer):
         return x @ layer["kernel"] + layer.get("bias", 0.0)
 
-    def rotate(x, position):  # x cos + rotate_half(x) sin, the form of Hugging Face's checkpoints
-        angle = position * c.rope_theta ** (-np.arange(0, x.size, 2) / x.size)
+    def rotate(x, position, window):  # x cos + rotate_half(x) sin, the form of Hugging Face
+        local = window and c.local_rope_theta
+        angle = position * (local or c.rope_theta) ** (-np.arange(0, x.size, 2) / x.size)
+        angle = angle / (1.0 if local or not c.rope_factors else np.array(c.rope_factors))
         cos, sin = np.cos(np.tile(angle, 2)), np.sin(np.tile(angle, 2))
         return x * cos + np.concatenate([-x[x.size // 2 :], x[: x.size // 2]]) * sin
 
-    def attention(x, a):
+    def capped(x, cap):
+        return x if cap is None else cap * np.tanh(x / cap)
+
+    def attention(x, a, window):
         length, d = len(x), c.head_size
         q = linear(x, a["query"]).reshape(length, c.heads, d)
         k = linear(x, a["key"]).reshape(length, c.kv_heads, d)
@@ -54,28 +76,36 @@ def reference(model: Decoder, tokens: np.ndarray) -> np.ndarray:
         for h in range(c.heads):
             g = h // (c.heads // c.kv_heads)
             for t in range(length):
-                query = rotate(q[t, h], t)
-                score = [query @ rotate(k[s, g], s) / np.sqrt(d) for s in range(t + 1)]
+                query, first = rotate(q[t, h], t, window), max(0, t + 1 - window) if window else 0
+                score = [query @ rotate(k[s, g], s, window) for s in range(first, t + 1)]
+                score = capped(np.array(score) * (c.query_scale or d**-0.5), c.attention_softcap)
                 weight = np.exp(score) / np.sum(np.exp(score))
-                y[t, h] = weight @ v[: t + 1, g]
+                y[t, h] = weight @ v[first : t + 1, g]
         y = y.reshape(length, c.heads * d)
         return linear(norm(y, a["out_norm"]) if c.sub_norm else y, a["out"])
 
     def mlp(x, m):
         gate = linear(x, m["gate"])
-        y = gate / (1 + np.exp(-gate)) * linear(x, m["up"])
+        if c.activation == "silu":
+            gate = gate / (1 + np.exp(-gate))
+        else:  # the approximation of GELU in arXiv:1606.08415
+            gate = gate / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
+        y = gate * linear(x, m["up"])
         return linear(norm(y, m["down_norm"]) if c.sub_norm else y, m["down"])
 
     logits = []
     for sequence in tokens:
-        x = p["embed"]["embedding"][sequence]
+        x = p["embed"]["embedding"][sequence] * c.embed_scale
         for i in range(c.layers):
             layer = p["layers"][i]
-            x = x + attention(norm(x, layer["attention_norm"]), layer["attention"])
-            x = x + mlp(norm(x, layer["mlp_norm"]), layer["mlp"])
+            window = c.windows[i] if c.windows else 0
+            y = attention(norm(x, layer["attention_norm"]), layer["attention"], window)
+            x = x + (norm(y, layer["attention_post_norm"]) if c.post_norm else y)
+            y = mlp(norm(x, layer["mlp_norm"]), layer["mlp"])
+            x = x + (norm(y, layer["mlp_post_norm"]) if c.post_norm else y)
         x = norm(x, p["norm"])
         logits.append(x @ p["embed"]["embedding"].T if c.tied else linear(x, p["head"]))
-    return np.stack(logits)
+    return capped(np.stack(logits), c.logit_softcap)
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +138,16 @@ def full(make) -> Decoder:
 
 
 @pytest.fixture(scope="module")
+def gemma(make) -> Decoder:
+    return make(GEMMA)
+
+
+@pytest.fixture(scope="module")
 def stacked(make) -> Decoder:
     return make(FULL, stacked=True)
 
 
-@pytest.mark.parametrize("name", ["plain", "full"])
+@pytest.mark.parametrize("name", ["plain", "full", "gemma"])
 def test_logits_are_those_of_the_llama_family(name, request):
     model = request.getfixturevalue(name)
     want = reference(model, np.asarray(TOKENS))
@@ -167,9 +202,10 @@ def test_the_same_seed_gives_the_same_weights_stacked_or_not():
         assert error < 5 / np.sqrt(2 * kernel.size), name
 
 
-@pytest.mark.parametrize("form", ["full", "stacked"])
+@pytest.mark.parametrize("form", ["full", "stacked", "gemma"])
 def test_a_cached_context_gives_the_logits_of_the_whole(form, full, request):
     model = request.getfixturevalue(form)
+    full = model if form == "gemma" else full
     cache, got, start = model.init_cache(2, PLAIN.max_length), [], 0
     for length in (4, 1, 4):
         logits, cache = step(model, cache, TOKENS[:, start : start + length])
@@ -276,6 +312,36 @@ def test_shapes_come_without_arrays():
         leaves = jax.tree.leaves(nnx.state(abstract))
         assert leaves
         assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
+
+
+def test_layers_of_one_window_may_be_stacked_and_others_may_not(make):
+    windows = {"windows": (3, 3), "attention_softcap": 1.5}
+    listed, stacked = make(PLAIN, **windows), make(PLAIN, stacked=True, **windows)
+    want = forward(listed, TOKENS)
+    got = forward(stacked, TOKENS)
+    np.testing.assert_allclose(got, want, rtol=0, atol=2 * rounding(PLAIN, want))
+    with pytest.raises(NotImplementedError, match=r"windows=\(3, 0\) differ. Set stacked=False"):
+        dataclasses.replace(GEMMA, stacked=True)
+
+
+def test_the_reference_tells_each_field_of_gemma(gemma):
+    """So that a model which left one out would not agree with it."""
+    want = reference(gemma, np.asarray(TOKENS))
+    off = {
+        "activation": "silu",
+        "embed_scale": 1.0,
+        "query_scale": None,
+        "windows": None,
+        "attention_softcap": None,
+        "logit_softcap": None,
+        "rope_factors": None,
+        "local_rope_theta": None,
+        "post_norm": False,
+    }
+    for field, value in off.items():
+        config = dataclasses.replace(GEMMA, **{field: value})
+        difference = np.max(np.abs(reference(gemma, np.asarray(TOKENS), config) - want))
+        assert difference > 2 * rounding(GEMMA, want), field
 
 
 def test_a_context_beyond_max_length_is_an_error_that_names_both(plain):

@@ -56,7 +56,7 @@ def test_a_model_is_of_the_family_of_its_class_whatever_its_layers_are():
 @pytest.mark.parametrize(
     ("family", "config", "message"),
     [
-        ("llama", {}, r"no model family 'llama'. Registered: \['cnn', 'decoder', 'mlp'\]"),
+        ("llama", {}, r"family 'llama'. Registered: \['cnn', 'decoder', 'mlp', 'resnet'\]"),
         ("mlp", {"in_feature": 3}, r"no fields \['in_feature'\]. Did you mean 'in_features'\?"),
         ("mlp", {"in_features": 3}, r"needs the fields \['hidden', 'out_features'\]"),
         (

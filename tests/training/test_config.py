@@ -3,15 +3,16 @@ import dataclasses
 import pytest
 
 from lowbit_jax.training import config as configs
+from lowbit_jax.training import fields
 from lowbit_jax.training.config import ModelConfig, OptimConfig, TrainConfig
 
 
 def test_dict_round_trip_and_differences_name_every_changed_field():
     config = TrainConfig(name="x", steps=7, optim=OptimConfig(lr=0.5))
-    again = configs.from_dict(configs.to_dict(config))
+    again = fields.from_dict(fields.to_dict(config), TrainConfig)
     assert again == config
     again.optim.lr, again.model.tied = 0.25, True
-    assert configs.differences(config, again) == [
+    assert fields.differences(config, again) == [
         "model.tied: False -> True",
         "optim.lr: 0.5 -> 0.25",
     ]
@@ -21,7 +22,7 @@ def test_an_unknown_field_lists_the_nearest_first():
     with pytest.raises(
         ValueError, match=r"optim\.warmpu: OptimConfig has no field 'warmpu'; it has: warmup,"
     ):
-        configs.from_dict({"optim": {"warmpu": 3}})
+        fields.from_dict({"optim": {"warmpu": 3}}, TrainConfig)
     with pytest.raises(ValueError, match="a float has no field"):
         TrainConfig().replace({"optim.lr.x": 1})
 

@@ -1,0 +1,83 @@
+"""One door for all files: `load_model(path)` decides by what the path is."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Final
+
+from flax import nnx
+
+from lowbit_jax.data.tokenizers import Tokenizer
+from lowbit_jax.interop import gguf, gguf_models, huggingface, torch_models, torch_pickle
+from lowbit_jax.interop.gguf_tokenizers import tokenizer_of
+from lowbit_jax.interop.hf_tokenizers import load_tokenizer
+
+_KINDS: Final = (
+    "a GGUF file, a Hugging Face folder (config.json with 'architectures', safetensors), or a "
+    "torch file of a CIFAR ResNet"
+)
+_OWN: Final = "manifest.json"  # of lowbit_jax.checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """What was found at a path.
+
+    model: Of a registered family; float32, in evaluation mode.
+    tokenizer: None where there is none.
+    source: Where it came from, JSON-able: "path", "format" ("gguf", "huggingface" or "torch") and
+        "architecture".
+    """
+
+    model: nnx.Module
+    tokenizer: Tokenizer | None
+    source: dict[str, Any]
+
+
+def load_model(path: str | Path) -> Imported:
+    """Loads a model of another program, and its tokenizer.
+
+    Args:
+        path: A GGUF file, a folder as transformers writes them, or a torch file of a CIFAR ResNet.
+    Raises:
+        FileNotFoundError: Nothing is there.
+        ValueError: It is none of these, or damaged: truncated, or its parts contradict one another.
+        NotImplementedError: It is sound, and of an architecture, with an option or in a number
+            format that is not known here.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: nothing is there; a model would be {_KINDS}.")
+    if path.is_dir():
+        return _folder(path)
+    with path.open("rb") as file:
+        begin = file.read(len(torch_pickle.LEGACY))
+    if begin.startswith(gguf.MAGIC):
+        opened = gguf.GGUFFile(path)
+        architecture = gguf_models.architecture_of(opened)
+        tokenizer = tokenizer_of(opened.metadata, str(path))
+        model = gguf_models.load_decoder(opened)
+        if tokenizer is not None and tokenizer.vocab > model.config.vocab:
+            raise ValueError(
+                f"{path}: the tokenizer has {tokenizer.vocab} tokens, and the embedding only "
+                f"{model.config.vocab} rows. The file is damaged."
+            )
+        return Imported(model, tokenizer, _source(path, "gguf", architecture))
+    if begin.startswith((torch_pickle.LEGACY, torch_pickle.ZIP)):
+        return Imported(torch_models.load_resnet(path), None, _source(path, "torch", "resnet"))
+    hint = " Pass the folder that it lies in." if path.suffix == ".safetensors" else ""
+    raise ValueError(f"{path}: begins with {begin[:8]!r} and is not {_KINDS}.{hint}")
+
+
+def _folder(path: Path) -> Imported:
+    if (path / _OWN).is_file():
+        raise ValueError(
+            f"{path}: a checkpoint of lowbit_jax; lowbit_jax.checkpoint.load reads it."
+        )
+    if not (path / huggingface.CONFIG).is_file():
+        raise ValueError(f"{path}: a folder without {huggingface.CONFIG}; a model is {_KINDS}.")
+    model, architecture = huggingface.load_decoder(path)
+    return Imported(model, load_tokenizer(path), _source(path, "huggingface", architecture))
+
+
+def _source(path: Path, kind: str, architecture: str) -> dict[str, Any]:
+    return {"path": str(path), "format": kind, "architecture": architecture}

@@ -1,0 +1,166 @@
+"""Reads safetensors files: one, or the shards that an index names.
+
+    header length u64 | header: JSON {"name": {"dtype", "shape", "data_offsets"}, ...} | data
+
+Offsets are [begin, end) in bytes behind the header. Every one is held against the file's size
+before anything is read; a tensor is decoded to float32 when it is asked for.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import numpy as np
+from jaxtyping import Float32
+
+_INDEX: Final = "model.safetensors.index.json"
+_SINGLE: Final = "model.safetensors"
+_DTYPES: Final = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
+_MAX_RANK: Final = 8
+# Bytes of one element of what is not read here, so that a file that has some can be checked.
+_OTHER: Final = {
+    "BOOL": 1,
+    "U8": 1,
+    "I8": 1,
+    "U16": 2,
+    "I16": 2,
+    "U32": 4,
+    "I32": 4,
+    "U64": 8,
+    "I64": 8,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "F8_E8M0": 1,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class SafeTensor:
+    """Where a tensor lies: `size` bytes of `file` from `start` on."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+
+class SafeTensors:
+    """The tensors of a model's folder, by name; see `interop.weights.TensorSource`."""
+
+    def __init__(self, folder: Path):
+        """Reads all headers.
+
+        Raises:
+            ValueError: No safetensors in the folder, or a damaged file or index.
+            NotImplementedError: The weights are in another format.
+        """
+        self.where = str(folder)
+        if (folder / _SINGLE).is_file():
+            self.tensors = read_header(folder / _SINGLE)
+        elif (folder / _INDEX).is_file():
+            self.tensors = _read_shards(folder, folder / _INDEX)
+        else:
+            others = sorted(p.name for p in folder.glob("*.bin"))
+            if others:
+                raise NotImplementedError(
+                    f"{folder}: the weights are in {others[0]}, a pickle. Save the model with "
+                    "safe_serialization=True, as safetensors."
+                )
+            raise ValueError(f"{folder}: has neither {_SINGLE} nor {_INDEX}.")
+        self.shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
+
+    def read(self, name: str) -> Float32[np.ndarray, "..."]:
+        """A tensor as float32.
+
+        Raises:
+            KeyError: No tensor `name`.
+            NotImplementedError: Its type is none of the floats.
+        """
+        tensor = self.tensors[name]
+        if tensor.dtype not in _DTYPES:
+            raise NotImplementedError(
+                f"{tensor.file}: tensor {name!r} is {tensor.dtype}; read are {list(_DTYPES)}."
+            )
+        dtype = np.dtype(_DTYPES[tensor.dtype])
+        count = tensor.size // dtype.itemsize
+        data = np.fromfile(tensor.file, dtype, count, offset=tensor.start)
+        if tensor.dtype == "BF16":  # the upper half of a float32
+            data = (data.astype(np.uint32) << 16).view(np.float32)
+        return data.astype(np.float32, copy=False).reshape(tensor.shape)
+
+
+def read_header(path: Path) -> dict[str, SafeTensor]:
+    """The tensors of one file. Raises: ValueError: Its header does not fit the file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or not 2 <= length <= size - 8:
+            _fail(path, f"its header would take {length} bytes of {size}")
+        header = _parse(path, file.read(length))
+    header.pop("__metadata__", None)
+    tensors = {name: _tensor(path, name, entry, 8 + length) for name, entry in header.items()}
+    # As the format asks: the data without gaps or overlaps, up to the end of the file.
+    expected = 8 + length
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].size)):
+        if tensor.start != expected:
+            _fail(path, f"tensor {name!r} lies at byte {tensor.start} instead of {expected}")
+        expected += tensor.size
+    if expected != size:
+        _fail(path, f"its tensors end at byte {expected} of {size}")
+    return tensors
+
+
+def _tensor(path: Path, name: str, entry: Any, begin: int) -> SafeTensor:
+    match entry:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(first), int(last)]}:
+            pass
+        case _:
+            _fail(path, f"the entry of tensor {name!r} is not dtype, shape and two offsets")
+    if dtype not in _DTYPES and dtype not in _OTHER:
+        _fail(path, f"tensor {name!r} has the unknown type {dtype!r}")
+    if len(shape) > _MAX_RANK or not all(type(length) is int and length >= 0 for length in shape):
+        _fail(path, f"tensor {name!r} has a shape that is not up to {_MAX_RANK} integers >= 0")
+    width = np.dtype(_DTYPES[dtype]).itemsize if dtype in _DTYPES else _OTHER[dtype]
+    if not 0 <= first <= last or last - first != math.prod(shape) * width:
+        _fail(path, f"tensor {name!r}: {dtype} {shape} does not take bytes [{first}, {last})")
+    return SafeTensor(path, dtype, tuple(shape), begin + first, last - first)
+
+
+def _read_shards(folder: Path, index: Path) -> dict[str, SafeTensor]:
+    content = _parse(index, index.read_bytes())
+    names = content.get("weight_map")
+    if not isinstance(names, Mapping) or not all(isinstance(v, str) for v in names.values()):
+        _fail(index, "it has no weight_map from tensors to files")
+    tensors: dict[str, SafeTensor] = {}
+    for shard in sorted(set(names.values())):
+        # A shard is a file of this folder: no name leads out of it.
+        if Path(shard).name != shard or not shard.endswith(".safetensors") or "\0" in shard:
+            _fail(index, f"{shard!r} is not the name of a safetensors file in the folder")
+        if not (folder / shard).is_file():
+            raise ValueError(f"{index}: the shard {shard} is missing. Fetch the folder again.")
+        found = read_header(folder / shard)
+        if twice := sorted(set(found) & set(tensors)):
+            _fail(index, f"tensor {twice[0]!r} is in two shards, {shard} and another")
+        tensors |= found
+    for name, shard in names.items():
+        if name not in tensors or tensors[name].file.name != shard:
+            _fail(index, f"tensor {name!r} is not in {shard}, where it should be")
+    return tensors
+
+
+def _parse(path: Path, raw: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: no JSON where there should be some ({error}).") from None
+    if not isinstance(content, dict):
+        _fail(path, "its JSON is not an object")
+    return content
+
+
+def _fail(path: Path, reason: str) -> NoReturn:
+    raise ValueError(f"{path}: truncated or damaged: {reason}. Fetch it again.")

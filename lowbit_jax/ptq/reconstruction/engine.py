@@ -1,0 +1,248 @@
+"""The loop that all reconstructions share: kernels made of variables, an objective, an optimizer.
+
+The whole of it is one compiled program per structure of module, whatever the number of steps, so
+that blocks of equal structure share it.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array
+
+from lowbit_jax.ptq.layers import set_matrix
+from lowbit_jax.ptq.reconstruction.modules import ModuleVariable, Work
+from lowbit_jax.ptq.reconstruction.optimizer import Optimizer
+from lowbit_jax.ptq.reconstruction.variables import (
+    Start,
+    Variable,
+    learned_kernel,
+    settled,
+)
+from lowbit_jax.ptq.stage import LayerSolution
+from lowbit_jax.spec import QuantSpec
+from lowbit_jax.walk import layers
+
+Loss = Callable[[nnx.Module, Any, Any, Array], Array]
+"""loss(module, samples, context, key): the objective on some samples; hashable, and equal for equal
+objectives."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """What is static in a fit.
+
+    Attributes:
+        loss: The objective.
+        variables: Of every kernel.
+        module_variables: Of the module's other parts.
+        optimizer: How they are stepped.
+        specs: (path, spec) of every kernel that is made of variables.
+        steps: How many steps.
+        batch: Samples a step.
+    """
+
+    loss: Loss
+    variables: tuple[Variable, ...]
+    module_variables: tuple[ModuleVariable, ...]
+    optimizer: Optimizer
+    specs: tuple[tuple[str, QuantSpec], ...]
+    steps: int
+    batch: int
+
+
+class _Carry(NamedTuple):
+    parameters: Any
+    optimizer: Any
+    losses: Array
+
+
+@dataclasses.dataclass
+class Fitted:
+    """The result of a fit.
+
+    Attributes:
+        solutions: Of every kernel, by path.
+        module: The module with what its module variables learned; its kernels are those it had.
+        losses: Mean objective of each tenth of the steps.
+    """
+
+    solutions: dict[str, LayerSolution]
+    module: nnx.Module
+    losses: list[float]
+
+
+def fit(
+    settings: Fit,
+    module: nnx.Module,
+    starts: Mapping[str, Start],
+    samples: Any,
+    context: Any,
+    work: Work,
+    on_progress: Callable[[int, float], None] | None = None,
+) -> Fitted:
+    """Learns the variables.
+
+    Args:
+        settings: What to learn, and how.
+        module: Whose kernels are replaced by learned ones.
+        starts: Where each kernel starts, by path.
+        samples: Pytree of arrays with the samples along their first axis.
+        context: Passed to the objective as it is.
+        work: What the stage works on; its key draws the samples, and what the objective draws.
+        on_progress: Called ten times with (steps done, mean objective of the tenth).
+
+    Raises:
+        FloatingPointError: The objective became NaN or infinite.
+    """
+    specs = dict(settings.specs)
+    parameters = {
+        "kernels": {
+            path: [variable.init(starts[path], spec) for variable in settings.variables]
+            for path, spec in specs.items()
+        },
+        "module": [variable.init(module, starts, work) for variable in settings.module_variables],
+    }
+    graphdef, state = nnx.split(module)
+    carry = _begin(settings, parameters)
+    tenth = max(settings.steps // 10, 1)
+    losses = []
+    for begin in range(0, settings.steps, tenth):
+        end = min(begin + tenth, settings.steps)
+        span = (jnp.int32(begin), jnp.int32(end))
+        carry = _run(settings, graphdef, carry, state, dict(starts), samples, context, work.key, span)
+        losses.append(float(carry.losses) / (end - begin))
+        if not jnp.isfinite(losses[-1]):
+            raise FloatingPointError(
+                f"the reconstruction's objective became {losses[-1]} before step {end}. Lower the "
+                "learning rates, or look for NaN in what enters the block."
+            )
+        if on_progress is not None:
+            on_progress(end, losses[-1])
+    info = {"objective_first": losses[0], "objective_last": losses[-1]}
+    final = carry.parameters
+    for variable, values in zip(settings.module_variables, final["module"], strict=True):
+        variable.apply(values, module)
+    solutions = {
+        path: _settled(
+            settings.variables,
+            final["kernels"][path],
+            _row_scaled(settings, final["module"], path, starts[path], spec),
+            spec,
+            info,
+        )
+        for path, spec in specs.items()
+    }
+    return Fitted(solutions, module, losses)
+
+
+def _settled(
+    variables: Sequence[Variable],
+    parameters: Any,
+    start: Start,
+    spec: QuantSpec,
+    info: dict[str, Any],
+) -> LayerSolution:
+    weight, range_, latent = _compiled_settled(variables, parameters, start, spec)
+    return LayerSolution(weight, range_, info, latent)
+
+
+_compiled_settled = jax.jit(settled, static_argnums=(0, 3))
+
+
+def _labels(parameters: Any) -> Any:
+    """The name of the variable that each parameter belongs to."""
+    kernels = {
+        path: [jax.tree.map(lambda _, i=i: f"kernel{i}", p) for i, p in enumerate(each)]
+        for path, each in parameters["kernels"].items()
+    }
+    modules = [
+        jax.tree.map(lambda _, i=i: f"module{i}", p) for i, p in enumerate(parameters["module"])
+    ]
+    return {"kernels": kernels, "module": modules}
+
+
+def _transformation(settings: Fit, parameters: Any) -> Any:
+    rates = {f"kernel{i}": v.lr for i, v in enumerate(settings.variables)}
+    rates |= {f"module{i}": v.lr for i, v in enumerate(settings.module_variables)}
+    return settings.optimizer.build(settings.steps, rates, _labels(parameters))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _begin(settings: Fit, parameters: Any) -> _Carry:
+    return _Carry(parameters, _transformation(settings, parameters).init(parameters), jnp.zeros(()))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def _run(
+    settings: Fit,
+    graphdef: Any,
+    carry: _Carry,
+    state: Any,
+    starts: Any,
+    samples: Any,
+    context: Any,
+    key: Array,
+    span: tuple[Array, Array],
+) -> _Carry:
+    """Steps span[0] .. span[1]; a loop of dynamic length, so that all of them share a program."""
+    transformation = _transformation(settings, carry.parameters)
+    count = jax.tree.leaves(samples)[0].shape[0]
+
+    def objective(parameters: Any, chosen: Any, step: Array, draw: Array) -> Any:
+        module = nnx.merge(graphdef, state, copy=True)
+        progress = step.astype(jnp.float32) / settings.steps
+        penalty = _place(settings, module, parameters, starts, progress)
+        loss = settings.loss(module, chosen, context, draw)
+        return loss + penalty, loss
+
+    def step(i: Array, carry: _Carry) -> _Carry:
+        draw, loss_key = jax.random.split(jax.random.fold_in(key, i))
+        size = min(settings.batch, count)
+        rows = jax.random.choice(draw, count, (size,), replace=False)
+        chosen = jax.tree.map(lambda x: x[rows], samples)
+        grads, loss = jax.grad(objective, has_aux=True)(carry.parameters, chosen, i, loss_key)
+        updates, optimizer = transformation.update(grads, carry.optimizer, carry.parameters)
+        parameters = _projected(settings, optax.apply_updates(carry.parameters, updates))
+        return _Carry(parameters, optimizer, carry.losses + loss)
+
+    return jax.lax.fori_loop(span[0], span[1], step, carry._replace(losses=jnp.zeros(())))
+
+
+def _place(
+    settings: Fit, module: nnx.Module, parameters: Any, starts: Any, progress: Array
+) -> Array:
+    """Gives the module its learned kernels and parts; returns the sum of all penalties."""
+    modules = dict(layers(module))
+    penalty = jnp.zeros(())
+    for variable, values in zip(settings.module_variables, parameters["module"], strict=True):
+        variable.apply(values, module)
+    for path, spec in settings.specs:
+        values = parameters["kernels"][path]
+        start = _row_scaled(settings, parameters["module"], path, starts[path], spec)
+        set_matrix(modules[path], learned_kernel(settings.variables, values, start, spec))
+        for variable, value in zip(settings.variables, values, strict=True):
+            penalty += variable.penalty(value, progress)
+    return penalty
+
+
+def _row_scaled(
+    settings: Fit, values: Sequence[Any], path: str, start: Start, spec: QuantSpec
+) -> Start:
+    """A start whose rows are multiplied by what the module variables divide their inputs by."""
+    for variable, each in zip(settings.module_variables, values, strict=True):
+        start = variable.start(each, path, start, spec)
+    return start
+
+
+def _projected(settings: Fit, parameters: Any) -> Any:
+    kernels = {
+        path: [v.project(p) for v, p in zip(settings.variables, each, strict=True)]
+        for path, each in parameters["kernels"].items()
+    }
+    return {"kernels": kernels, "module": parameters["module"]}
