@@ -19,7 +19,10 @@ _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A run's folder, its packed/, or another checkpoint.", required=True
 )
 _SOURCE = flags.DEFINE_string(
-    "source", "", "text:GLOB, stdlib or hf:NAME; default: the run's own validation split."
+    "source", "", "text:GLOB, stdlib or hf:NAME; default: what the run was evaluated on."
+)
+_SEPARATOR = flags.DEFINE_string(
+    "separator", "", "Between documents of text:GLOB; default: that of the run."
 )
 _LENGTH = flags.DEFINE_integer("length", 0, "Context length in tokens; default: the training's.")
 _BATCH = flags.DEFINE_integer("batch", 8, "Windows at once.")
@@ -37,6 +40,7 @@ def main(argv: Sequence[str]) -> None:
         result = score(
             loaded,
             source=_SOURCE.value,
+            separator=_SEPARATOR.value,
             on_batch=lambda done, total: bar.update(task, completed=done, total=total),
             **sizes,
         )

@@ -18,6 +18,7 @@ from lowbit_jax import (
     nn,
     ops,
     packing,
+    ptq,
     quantizers,
 )
 from lowbit_jax.estimators import lsq, ste
@@ -51,8 +52,17 @@ from lowbit_jax.formats import (
 from lowbit_jax.nn import Packed, QuantStat
 from lowbit_jax.ops import matmul
 from lowbit_jax.presets import presets
+from lowbit_jax.ptq import sensitivity
 from lowbit_jax.qtensor import QTensor, quantize
-from lowbit_jax.quantizers import LSQ, Absmax, AbsMean, MinMax, Quantizer, StaticAbsmax
+from lowbit_jax.quantizers import (
+    LSQ,
+    Absmax,
+    AbsMean,
+    FixedRange,
+    MinMax,
+    Quantizer,
+    StaticAbsmax,
+)
 from lowbit_jax.recipe import Recipe, Rule
 from lowbit_jax.scheme import LayerScheme
 from lowbit_jax.spec import (
@@ -112,6 +122,7 @@ __all__ = [
     "Absmax",
     "Block",
     "Codebook",
+    "FixedRange",
     "Format",
     "IntGrid",
     "LayerScheme",
@@ -146,11 +157,13 @@ __all__ = [
     "pack_model",
     "packing",
     "presets",
+    "ptq",
     "quantize",
     "quantize_model",
     "quantized_layers",
     "quantizers",
     "recipe_of",
+    "sensitivity",
     "ste",
     "summary",
 ]

@@ -4,6 +4,7 @@
 |---|---|---|
 | w{2,3,4,8}a16, _g32 _g64 _g128, _asym | absmax integers, per channel or group | float |
 | w8a8, w4a8, w4a4 | absmax integers per channel | narrow integers per token |
+| w4a4_clip | absmax integers per channel | the same, clipped to 0.9 of the largest (QuaRot) |
 | w4a16_lsq, w3a16_lsq, w2a16_lsq, _g32 .. | learned scales (LSQ) per channel or group | float |
 | w1_58a16, w1_58a8, _pc | ternary, absmean per tensor or channel (BitNet) | float, int8 per token |
 | w1a16, w1a8, _pc | sign times mean magnitude per tensor, or channel | float, int8 per token |
@@ -47,6 +48,7 @@ _GRANULARITIES: Final[dict[str, Granularity]] = {
 }
 _A8: Final = Absmax(QuantSpec(format=formats.INT8_NARROW, granularity=PerToken()))
 _A4: Final = Absmax(QuantSpec(format=formats.INT4_NARROW, granularity=PerToken()))
+_A4_CLIPPED: Final = dataclasses.replace(_A4, share=0.9)
 
 
 def _integers() -> Iterator[tuple[str, LayerScheme]]:
@@ -63,6 +65,7 @@ def _integers() -> Iterator[tuple[str, LayerScheme]]:
         ("w8a8", formats.INT8, _A8),
         ("w4a8", formats.INT4, _A8),
         ("w4a4", formats.INT4, _A4),
+        ("w4a4_clip", formats.INT4, _A4_CLIPPED),
     ):
         yield from _with_int8(
             name, LayerScheme(weight=Absmax(QuantSpec(format=fmt)), input=activations)

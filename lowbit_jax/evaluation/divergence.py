@@ -92,6 +92,16 @@ def divergences(
     }
 
 
+def batches_of(
+    tokens: Integer[np.ndarray, "n length"], mask: Bool[np.ndarray, "n length-1"], rows: int
+) -> list[Batch]:
+    """Batches of at most `rows`, all of one shape; rows that only fill the last are masked."""
+    rows = min(rows, max(len(tokens), 1))
+    fill = -len(tokens) % rows
+    tokens, mask = (np.pad(x, ((0, fill), (0, 0))) for x in (tokens, mask))
+    return [(tokens[i : i + rows], mask[i : i + rows]) for i in range(0, len(tokens), rows)]
+
+
 def check_vocabulary(tokens: np.ndarray, vocab: int, where: str = "evaluation") -> None:
     """Raises ValueError if a token is outside [0, vocab), which JAX would fill without a word."""
     if tokens.size and (tokens.min() < 0 or tokens.max() >= vocab):

@@ -13,6 +13,7 @@ from flax import nnx
 
 from lowbit_jax.models.cnn import CNN
 from lowbit_jax.models.decoder import Decoder
+from lowbit_jax.models.resnet import ResNet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,8 @@ def wiring_of(model: nnx.Module) -> Wiring | None:
     """The wiring of a model of this library; None for any other."""
     if isinstance(model, Decoder):
         return _decoder(model.config)
+    if isinstance(model, ResNet):
+        return _resnet(sum(model.config.blocks))
     if isinstance(model, CNN):
         stages = range(len(model.config.channels))
         return Wiring(batch_norms=tuple((f"layers/{i}/conv", f"layers/{i}/norm") for i in stages))
@@ -90,12 +93,12 @@ def with_structure(model: nnx.Module, **changes: Any) -> nnx.Module:
 
     A checkpoint of a registered family is rebuilt from its configuration alone.
     """
-    model = nnx.clone(model)
-    config = getattr(model, "config", None)
+    clone: Any = nnx.clone(model)
+    config: Any = getattr(clone, "config", None)
     known = {f.name for f in dataclasses.fields(config)} if config is not None else set()
     if known >= set(changes):
-        model.config = dataclasses.replace(config, **changes)
-    return model
+        clone.config = dataclasses.replace(config, **changes)
+    return clone
 
 
 def untied(model: nnx.Module) -> nnx.Module:
@@ -110,8 +113,8 @@ def untied(model: nnx.Module) -> nnx.Module:
             "library can be untied. Give it a head of its own, a copy of the embedding."
         )
     config = model.config
-    model = with_structure(model, tied=False)
-    model.head = nnx.Linear(
+    clone: Any = with_structure(model, tied=False)
+    clone.head = nnx.Linear(
         config.dim,
         config.vocab,
         use_bias=False,
@@ -120,8 +123,8 @@ def untied(model: nnx.Module) -> nnx.Module:
         kernel_init=nnx.initializers.zeros_init(),
         rngs=nnx.Rngs(0),
     )
-    model.head.kernel[...] = model.embed.embedding[...].T
-    return model
+    clone.head.kernel[...] = model.embed.embedding[...].T
+    return clone
 
 
 def _decoder(config: Any) -> Wiring:
@@ -153,3 +156,12 @@ def _decoder(config: Any) -> Wiring:
         outputs="attention/out",
         hidden="mlp/down",
     )
+
+
+def _resnet(blocks: int) -> Wiring:
+    pairs = [("conv", "norm")]
+    for i in range(blocks):
+        pairs += [(f"layers/{i}/conv{j}", f"layers/{i}/norm{j}") for j in (1, 2)]
+    # Once the norms are folded, only a ReLU is in between, which lets positive factors through.
+    link = Link("conv1", ("conv2",), linear=False)
+    return Wiring(links=(link,), batch_norms=tuple(pairs))

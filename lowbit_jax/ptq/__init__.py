@@ -3,8 +3,8 @@
     model, report = lb.ptq.run(model, "w4a16_asym", batches, pipeline=[GPTQ(order="activation")])
 
 A pipeline is transforms (which rewrite the float model without changing its function), then a
-solver (which chooses the codes), then refinements. `driver` says how it is run, `stage` what a stage
-of one's own has to do.
+solver (which chooses the codes), then refinements. `driver` says how it is run, `stage` what a
+stage of one's own has to do.
 """
 
 from lowbit_jax.models.wiring import Link, Wiring
@@ -29,6 +29,7 @@ from lowbit_jax.ptq.reconstruction import (
     RoundingOffset,
     Scales,
     SoftRounding,
+    Variable,
     Weights,
     ZeroPoints,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "SmoothQuant",
     "SoftRounding",
     "Stage",
+    "Variable",
     "Weights",
     "Wiring",
     "ZeroPoints",

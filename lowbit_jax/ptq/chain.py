@@ -8,6 +8,7 @@ block are held.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 import jax
@@ -124,8 +125,8 @@ def capture(
 ) -> Chain:
     """Runs the model up to its first block on every batch, and keeps what enters it.
 
-    On the first batch it runs all blocks, to see that they are a chain: each takes what the one
-    before returned, and the same further arguments.
+    The first batch is traced through all blocks, to see that they are a chain: each takes what the
+    one before returned, and the same further arguments.
 
     Raises:
         ValueError: There is no batch, a block is never called, blocks are not a chain, or a batch
@@ -170,31 +171,39 @@ _NOT_A_CHAIN: Final = (
 def _check_chain(
     model: nnx.Module, blocks: Sequence[str], batch: Any, forward: Callable[..., Any]
 ) -> None:
-    seen: list[tuple[str, Array, Any, Any]] = []
+    """Looks at one pass without running it: arrays that are handed on are the same tracers."""
+    calls: list[tuple[str, Array, tuple[Any, ...], Array]] = []
     modules = dict(layers(model))
 
     def recorder(path: str) -> _Recorder:
-        return _Recorder(
-            modules[path], lambda x, args, kwargs, y: seen.append((path, x, Rest.of(args, kwargs), y))
-        )
+        def keep(x: Array, args: Any, kwargs: Any, y: Array) -> None:
+            leaves, treedef = jax.tree.flatten((args, kwargs))
+            calls.append((path, x, (treedef, *leaves), y))
 
-    forward(_with_recorders(model, {path: recorder(path) for path in blocks}), batch)
-    order = [path for path, *_ in seen]
+        return _Recorder(modules[path], keep)
+
+    recorded = _with_recorders(model, {path: recorder(path) for path in blocks})
+    graphdef, state = nnx.split(recorded)
+    jax.eval_shape(lambda state, batch: forward(nnx.merge(graphdef, state), batch), state, batch)
+    order = [path for path, *_ in calls]
     if order != list(blocks):
         missing = sorted(set(blocks) - set(order))
         what = f"never called: {missing}" if missing else f"called in the order {order}"
         raise ValueError(f"the blocks {list(blocks)} were {what}. {_NOT_A_CHAIN}")
-    for (before, _, rest, y), (path, x, other, _) in zip(seen, seen[1:], strict=False):
-        if x is not y and not (x.shape == y.shape and bool((x == y).all())):
+    for (before, _, rest, y), (path, x, other, _) in pairwise(calls):
+        if x is not y:
             raise ValueError(
                 f"{path}: its input is not the output of {before}: something happens in between. "
                 f"{_NOT_A_CHAIN}"
             )
-        same = rest.static == other.static and all(
-            a.shape == b.shape and bool((a == b).all())
-            for a, b in zip(rest.arrays, other.arrays, strict=True)
-        )
-        if not same:
+        if len(rest) != len(other) or any(
+            a is not b and (_is_array(a) or _is_array(b) or a != b)
+            for a, b in zip(rest, other, strict=True)
+        ):
             raise ValueError(
                 f"{path}: is called with other further arguments than {before}. {_NOT_A_CHAIN}"
             )
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, jax.Array | np.ndarray)

@@ -27,7 +27,6 @@ from lowbit_jax.ptq.outside import quantize_outside
 from lowbit_jax.ptq.plan import make_plan
 from lowbit_jax.ptq.report import Event, Report, Reporter, peak_memory_bytes
 from lowbit_jax.ptq.stage import BlockWork, ModelWork, Stage
-from lowbit_jax.ptq.transforms.batch_norm import check_no_batch_norm
 from lowbit_jax.recipe import Recipe
 from lowbit_jax.walk import layers, rebuilt
 
@@ -129,9 +128,7 @@ def run(
             key=jax.random.fold_in(root, number),
             wiring=plan.wiring,
             note=reporter.note(name),
-            fisher=functools.partial(
-                squared_gradients, prepared, name, batches, forward, root
-            ),
+            fisher=functools.partial(squared_gradients, prepared, name, batches, forward, root),
         )
         done[name], chain, chain_hat = _block(work, pipeline, reporter)
         transformed[name] = work.original if keep_transformed else done[name]
@@ -175,7 +172,12 @@ def _block(
 
 
 def _relative_error(chain: Chain, chain_hat: Chain) -> jax.Array:
-    pairs = list(zip(chain.xs, chain_hat.xs, strict=True))
-    error = sum((jnp.sum((x - x_hat) ** 2) for x, x_hat in pairs), jnp.float32(0))
-    energy = sum((jnp.sum(x * x) for x, _ in pairs), jnp.float32(0))
+    error, energy = jnp.zeros(()), jnp.zeros(())
+    for x, x_hat in zip(chain.xs, chain_hat.xs, strict=True):
+        error, energy = _added(error, energy, x, x_hat)
     return error / jnp.maximum(energy, 1e-30)
+
+
+@jax.jit
+def _added(error: jax.Array, energy: jax.Array, x: jax.Array, x_hat: jax.Array) -> Any:
+    return error + jnp.sum((x - x_hat) ** 2), energy + jnp.sum(x * x)

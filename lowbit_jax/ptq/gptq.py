@@ -42,9 +42,13 @@ Order = Literal["none", "activation", "group"]
 class GPTQ(LayerSolver):
     """GPTQ (arXiv:2210.17323), with error propagation from the float model if asked for.
 
-    `propagation` moves the layer's target before it is solved: W* = W + p H^-1 E[x (x_float - x)^T] W,
-    the kernel whose output on the quantized model's inputs is nearest to the float model's output
-    (QEP, arXiv:2504.09629, Eq. 7; with p = 1 the asymmetric calibration of GPTAQ, arXiv:2504.02692).
+    `propagation` moves the layer's target before it is solved,
+
+        W* = W + p H^-1 E[x (x_float - x)^T] W,
+
+    to the kernel whose output on the quantized model's inputs is nearest to the float model's
+    output (QEP, arXiv:2504.09629; with p = 1 the asymmetric calibration of GPTAQ,
+    arXiv:2504.02692).
 
     Attributes:
         range: How ranges are found; see `ranges.find_range`. The paper's is "minmax"; its program's
@@ -157,9 +161,7 @@ def _damped(hessian: Array, damping: Array) -> Array:
 
 
 @jax.jit
-def _propagated(
-    weight: Array, hessian: Array, drift: Array, damping: Array, share: Array
-) -> Array:
+def _propagated(weight: Array, hessian: Array, drift: Array, damping: Array, share: Array) -> Array:
     lower = jnp.linalg.cholesky(_damped(hessian, damping))
     moved = jnp.matmul(jnp.swapaxes(drift, -1, -2), weight, precision=_HIGHEST)
     half = lax.linalg.triangular_solve(lower, moved, left_side=True, lower=True)
@@ -314,7 +316,10 @@ def _solve_groups(
         )
         weight = _update_behind(weight, upper, errors, start, rows)
         weight = lax.dynamic_update_slice_in_dim(weight, solved, start, axis=0)
-        return weight, (range_.scale[0], None if range_.zero_point is None else range_.zero_point[0])
+        return weight, (
+            range_.scale[0],
+            None if range_.zero_point is None else range_.zero_point[0],
+        )
 
     weight, (scale, zero) = lax.scan(group, weight, jnp.arange(weight.shape[0] // rows))
     return weight, scale, zero

@@ -8,8 +8,8 @@ Shaji, "Half-Quadratic Quantization", 2023, Eq. 4 to 6):
 with shrink_p(x, beta) = sign(x) max(|x| - |x|^(p - 1) / beta, 0), which minimises the l_p norm
 (p < 1) of the error: few large errors count less than many small ones.
 
-Differences: zero points end as integers, as every packed format stores them, and so the scale is
-fitted too, s <- <Q - z, W - W_e> / <Q - z, Q - z>, since a rounded zero point alone can move little;
+Differences: zero points end as integers, as every packed format stores them, so that the scale is
+fitted too, s <- <Q - z, W - W_e> / <Q - z, Q - z>, since a rounded zero point alone moves little;
 of all iterations the one of least l_p error is kept, block by block. It takes symmetric specs too,
 where only the scale moves.
 """

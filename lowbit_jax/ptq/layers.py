@@ -112,10 +112,7 @@ def _patches(layer: Any, x: Array) -> Array:
     """Windows of a convolution as rows, channels innermost, as its matrix view merges them."""
     window, rank = layer.kernel_size, len(layer.kernel_size)
     x = x.reshape(-1, *x.shape[-rank - 1 :])
-    if not isinstance(layer.padding, str) or layer.padding not in ("SAME", "VALID"):
-        padding = _padding(layer.padding, rank)
-    else:
-        padding = layer.padding
+    padding = _padding(layer.padding, rank)
     spatial = "DHW"[-rank:]
     dims = lax.conv_dimension_numbers(
         x.shape, (*window, 1, 1), (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
@@ -143,11 +140,14 @@ def _per_axis(value: int | tuple[int, ...] | None, rank: int) -> tuple[int, ...]
     return (value,) * rank if isinstance(value, int) else tuple(value)
 
 
-def _padding(value: Any, rank: int) -> list[tuple[int, int]]:
+def _padding(value: Any, rank: int) -> str | list[tuple[int, int]]:
+    if value in ("SAME", "VALID"):
+        return value
     if isinstance(value, int):
         return [(value, value)] * rank
     if isinstance(value, str):
         raise NotImplementedError(
-            f"Conv with padding={value!r}: its patches are not made; use 'SAME', 'VALID' or numbers."
+            f"Conv with padding={value!r}: its patches are not made; use 'SAME', 'VALID' or "
+            "numbers."
         )
     return [(p, p) if isinstance(p, int) else tuple(p) for p in value]

@@ -83,7 +83,9 @@ def make_plan(
             near = difflib.get_close_matches(path, modules, n=4, cutoff=0.0)
             raise ValueError(f"include={path!r}: no layer with a weight is there. Nearest: {near}.")
     if not found:
-        raise ValueError(f"the blocks {names[0]} .. {names[-1]} hold no layer with a weight matrix.")
+        raise ValueError(
+            f"the blocks {names[0]} .. {names[-1]} hold no layer with a weight matrix."
+        )
     if isinstance(recipe, str):
         recipe = Recipe(Rule(".*", presets[recipe]))
     chosen = {path: recipe.find(path) for path in found}

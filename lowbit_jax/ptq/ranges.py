@@ -36,10 +36,10 @@ def find_range(
     Args:
         weight: The kernel as a matrix.
         spec: How it is quantized.
-        how: "scheme": as the scheme's own quantizer finds it; "minmax": from the extremes (symmetric:
-            absmax); "mse": searched for the least error, with GPTQ's norm 2.4, grid 100 and
-            smallest share 0.2; "hessian": searched for the least squared error weighted by the
-            inputs' second moments, the diagonal of the Hessian.
+        how: "scheme": as the scheme's own quantizer finds it; "minmax": from the extremes
+            (symmetric: absmax); "mse": searched for the least error, with GPTQ's norm 2.4, grid
+            100 and smallest share 0.2; "hessian": searched for the least squared error weighted by
+            the inputs' second moments, the diagonal of the Hessian.
         quantizer: Of the scheme; for "scheme".
         importance: Diagonal of the Hessian; for "hessian", which is "mse" with norm 2 without it.
     """

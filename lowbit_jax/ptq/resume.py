@@ -230,6 +230,6 @@ def _read(path: Path) -> dict[str, Any]:
             return reader.restore(path.resolve(), args=ocp.args.PyTreeRestore(restore_args=host))
     except Exception as error:  # orbax raises the bare class for a chunk that cannot be decoded
         raise ValueError(
-            f"{path}: the saved state cannot be read ({str(error) or type(error).__name__}). Remove the workdir "
-            "and start anew."
+            f"{path}: the saved state cannot be read ({str(error) or type(error).__name__}). "
+            "Remove the workdir and start anew."
         ) from error

@@ -11,10 +11,16 @@ import jax.numpy as jnp
 
 from lowbit_jax.ptq.ranges import find_range, snapped
 from lowbit_jax.ptq.stage import BlockWork, LayerProblem, LayerSolution, Stage
-from lowbit_jax.ptq.statistics import Moments, moments, moments_with_drift, output_error, weight_error
+from lowbit_jax.ptq.statistics import (
+    Moments,
+    moments,
+    moments_with_drift,
+    output_error,
+    weight_error,
+)
 
 
-class LayerSolver(Stage):
+class LayerSolver(Stage, abc.ABC):
     """Solves the layers of a block in the order in which they are called.
 
     Layers behind others see what the quantized ones before them make ("true sequential"): their
@@ -81,9 +87,7 @@ def _with_moments(problem: LayerProblem, found: Moments) -> LayerProblem:
         )
     count = tokens[..., None, None]
     drift = None if found.drift is None else found.drift / count
-    return dataclasses.replace(
-        problem, hessian=found.hessian / count, drift=drift, tokens=tokens
-    )
+    return dataclasses.replace(problem, hessian=found.hessian / count, drift=drift, tokens=tokens)
 
 
 def _figures(problem: LayerProblem, solution: LayerSolution) -> dict[str, Any]:

@@ -6,7 +6,6 @@ Transforms rewrite the float model without changing its function; one solver cho
 others refine what it chose.
 """
 
-import abc
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -246,8 +245,8 @@ class ModelWork:
     emit: Callable[..., None]
 
 
-class Stage(abc.ABC):
-    """One stage of a pipeline; finals are frozen dataclasses."""
+class Stage:
+    """One stage of a pipeline; finals are frozen dataclasses and do something in some hook."""
 
     transforms: ClassVar[bool] = False
     """Whether it rewrites the float model, and so has to stand in front of every solver."""

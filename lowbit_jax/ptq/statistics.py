@@ -30,9 +30,7 @@ class Moments(NamedTuple):
     tokens: Array
 
 
-def moments(
-    block: nnx.Module, chain: Chain, matrices: dict[str, Array]
-) -> dict[str, Moments]:
+def moments(block: nnx.Module, chain: Chain, matrices: dict[str, Array]) -> dict[str, Moments]:
     """Moments of the inputs of layers.
 
     Args:

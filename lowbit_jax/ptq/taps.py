@@ -98,7 +98,7 @@ def fold_both(
     f: Callable[[Rows, Rows, Any], Any],
     carry: Any,
 ) -> Any:
-    """Like `fold`, over two blocks and their chains in step: `carry = f(rows, other_rows, carry)`."""
+    """`fold` over two blocks and their chains in step: `carry = f(rows, other_rows, carry)`."""
     graphdefs, states = zip(*(nnx.split(tapped(block, paths)) for block in blocks), strict=True)
     for *xs, rest in zip(chains[0].xs, chains[1].xs, chains[0].rests, strict=True):
         carry = _step_both(graphdefs, rest.static, f, states, tuple(xs), rest.arrays, carry)

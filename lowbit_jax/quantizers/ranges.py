@@ -4,10 +4,12 @@ import dataclasses
 from typing import ClassVar, override
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
 from lowbit_jax import calibrate
+from lowbit_jax.blocks import pinned
 from lowbit_jax.calibrate import Range
 from lowbit_jax.estimators import ste
 from lowbit_jax.grid import snap
@@ -20,6 +22,7 @@ class StraightThrough(Quantizer):
 
     shared_part: ClassVar[bool] = True
 
+    @override
     def fake_quant(self, x: Float[Array, "..."], state: State) -> Float[Array, "..."]:
         constant = lax.stop_gradient(x)
         return ste(x, snap(constant, self.spec, self.range(constant, state)))
@@ -32,10 +35,18 @@ class Absmax(StraightThrough):
     Weights: `2 absmax / (2**b - 1)`, GPTQ's convention. Activations: per token with a narrow int8,
     BitNet b1.58's `absmax / 127` (arXiv:2402.17764). See `calibrate.absmax` for MX and NVFP4
     scales.
+
+    Attributes:
+        share: Share of the largest magnitude that the range covers, in (0, 1]; QuaRot clips 4-bit
+            activations to 0.9 (arXiv:2404.00456, section 5).
     """
+
+    share: float = 1.0
 
     def __post_init__(self):
         super().__post_init__()
+        if not 0 < self.share <= 1:
+            raise ValueError(f"Absmax: share={self.share} is not in (0, 1].")
         if self.spec.has_global_scale and not isinstance(self.spec.granularity, Block):
             raise ValueError(
                 "Absmax: a global scale found per call would couple the rows of a batch; "
@@ -44,7 +55,11 @@ class Absmax(StraightThrough):
 
     @override
     def range(self, x: Float[Array, "..."], state: State) -> Range:
-        return calibrate.absmax(x, self.spec)
+        full = calibrate.absmax(x, self.spec)
+        if self.share == 1:
+            return full
+        clipped = pinned(full.scale * np.float32(self.share))
+        return full._replace(scale=pinned(self.spec.scale_format.round(clipped)))
 
 
 @dataclasses.dataclass(frozen=True)

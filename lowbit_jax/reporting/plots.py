@@ -129,8 +129,8 @@ def plot_sqnr(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> N
         title: Above the plot.
     """
     panels = [("weights", [row["sqnr_db"] for row in rows])]
-    errors = [row.get("error_after") for row in rows]
-    if errors and all(error is not None for error in errors):
+    errors = [row["error_after"] for row in rows if row.get("error_after") is not None]
+    if rows and len(errors) == len(rows):
         ratios = [-10 * np.log10(max(error, 1e-12)) for error in errors]
         panels.append(("layer outputs, calibration data", ratios))
     figure = Figure(figsize=(5.2 * len(panels) + 1.6, 4.0), layout="constrained")

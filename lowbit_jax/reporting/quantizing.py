@@ -81,7 +81,7 @@ class BlockProgress:
 
     def _layer(self, event: Mapping[str, Any]) -> None:
         self._bar.update(self._task, description=f"{event['block']} {event['layer']}")
-        objective = tuple(event.get(name) for name in ("objective_first", "objective_last"))
+        objective = (event.get("objective_first"), event.get("objective_last"))
         if "error_before" in event:
             self._say(_LINE.format(f"  {event['layer']}", *_losses(event), "", ""))
         elif objective[0] is not None and objective != self._objective:

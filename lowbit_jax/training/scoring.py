@@ -1,16 +1,13 @@
 """How well a saved model, float or packed, predicts a text."""
 
 import dataclasses
-import glob
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-from jaxtyping import Int
-
 from lowbit_jax.data import Tokenizer, load_corpus, tokenize
-from lowbit_jax.evaluation.evaluate import evaluate
+from lowbit_jax.data.documents import document_windows, load_documents, read_files
+from lowbit_jax.evaluation.divergence import batches_of, divergences
+from lowbit_jax.evaluation.evaluate import Evaluation, bits_per_byte, evaluate
 from lowbit_jax.training.runs import Loaded
 
 
@@ -48,6 +45,7 @@ def score(
     loaded: Loaded,
     *,
     source: str = "",
+    separator: str = "",
     length: int = 0,
     batch: int = 8,
     max_windows: int = 0,
@@ -55,23 +53,34 @@ def score(
 ) -> Score:
     """Evaluates a checkpoint.
 
+    A model whose tokenizer has a begin token reads each document from its begin, cut to `length`,
+    as it was trained to; the others read windows of the joined text.
+
     Args:
         loaded: From `load_checkpoint`.
         source: "text:GLOB": all text of those files, joined by the separator; "stdlib" or
-            "hf:...": their validation split; "": the validation split of the run that made the
-            checkpoint.
+            "hf:...": their validation split; "": what the run that made the checkpoint was
+            evaluated on.
+        separator: Between documents; "": that of the run.
         length: Context length, in tokens; 0: that of the training.
         batch: Windows at once.
         max_windows: Only so many windows; 0: all.
         on_batch: Called with (windows done, windows in all).
     """
     metadata = loaded.metadata
-    run_data = metadata.get("config", {}).get("data", {})
-    source = source or run_data.get("source", "stdlib")
-    separator = metadata.get("separator", "\n\n")
+    config = metadata.get("config", {})
+    run_data = config.get("data", {})
+    own_source = (run_data or config.get("evaluation", {})).get("source", "stdlib")
+    source = source or own_source
+    separator = separator or metadata.get("separator", "\n\n")
     tokenizer = loaded.tokenizer()
+    length = length or metadata.get("length", loaded.model.config.max_length)
+    if tokenizer.bos is not None:
+        documents = load_documents(source, separator, "valid")[: max_windows or None]
+        measured = _by_document(loaded.model, documents, tokenizer, length, batch, on_batch)
+        return Score(str(loaded.path), source, **dataclasses.asdict(measured))
     tokens = (
-        _file_tokens(source.removeprefix("text:"), separator, tokenizer)
+        tokenizer.encode(separator.join(read_files(source.removeprefix("text:"))))
         if source.startswith("text:") and source != run_data.get("source")
         else tokenize(
             load_corpus(
@@ -86,7 +95,7 @@ def score(
     result = evaluate(
         loaded.model,
         tokens,
-        length=length or metadata.get("length", loaded.model.config.max_length),
+        length=length,
         batch=batch,
         byte_count=tokenizer.byte_count,
         max_windows=max_windows or None,
@@ -95,16 +104,17 @@ def score(
     return Score(str(loaded.path), source, **dataclasses.asdict(result))
 
 
-def _file_tokens(pattern: str, separator: str, tokenizer: Tokenizer) -> Int[np.ndarray, " n"]:
-    paths = sorted(Path(p) for p in glob.glob(pattern, recursive=True) if Path(p).is_file())
-    if not paths:
-        raise ValueError(
-            f"text:{pattern}: matches no file. Quote the pattern, so that the shell leaves it."
-        )
-    texts = []
-    for path in paths:
-        try:
-            texts.append(path.read_text(encoding="utf-8"))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: is not UTF-8 text ({error}).") from error
-    return tokenizer.encode(separator.join(texts))
+def _by_document(
+    model: Any,
+    documents: Sequence[str],
+    tokenizer: Tokenizer,
+    length: int,
+    batch: int,
+    on_batch: Callable[[int, int], None] | None,
+) -> Evaluation:
+    rows = document_windows(documents, tokenizer, length)
+    found = divergences({"model": model}, batches_of(*rows, batch), on_batch)["model"]
+    pairs = zip(*rows, strict=True)
+    text_bytes = sum(tokenizer.byte_count(tokens[1:][mask]) for tokens, mask in pairs)
+    bits = bits_per_byte(found.nll, text_bytes / found.tokens)
+    return Evaluation(found.nll, bits, found.ppl, found.tokens, length)

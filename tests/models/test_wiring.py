@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from lowbit_jax.models import CNN, MLP, CNNConfig, Decoder, DecoderConfig, MLPConfig
+from lowbit_jax.models.resnet import ResNet, ResNetConfig
 from lowbit_jax.models.wiring import untied, wiring_of, with_structure
 from lowbit_jax.walk import layers
 
@@ -52,13 +53,21 @@ def test_links_have_matching_widths():
             assert modules[path].in_features == link.repeats * width
 
 
-def test_batch_norms_of_the_cnn_stand_behind_their_convolutions():
-    model = nnx.eval_shape(
-        lambda: CNN(CNNConfig(in_channels=1, channels=(2, 3), out_features=2), rngs=nnx.Rngs(0))
-    )
-    modules = dict(layers(model))
-    for layer, norm in wiring_of(model).batch_norms:
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: CNN(CNNConfig(in_channels=1, channels=(2, 3), out_features=2), rngs=nnx.Rngs(0)),
+        lambda: ResNet(ResNetConfig(blocks=(1, 2), widths=(2, 4)), rngs=nnx.Rngs(0)),
+    ],
+    ids=["cnn", "resnet"],
+)
+def test_every_batch_norm_stands_behind_its_convolution(make):
+    model = nnx.eval_shape(make)
+    modules, pairs = dict(layers(model)), wiring_of(model).batch_norms
+    for layer, norm in pairs:
         assert modules[layer].out_features == modules[norm].num_features
+    norms = {path for path, module in modules.items() if isinstance(module, nnx.BatchNorm)}
+    assert {norm for _, norm in pairs} == norms
 
 
 def test_other_models_have_none_and_cannot_be_untied():

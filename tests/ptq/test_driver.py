@@ -47,7 +47,8 @@ def test_packed_and_fake_quantized_models_agree_bit_for_bit(batches, solved):
     model, _, _ = solved
     packed = lb.pack_model(model)
     assert_same_bits(packed(batches[0]), model(batches[0]))
-    assert lb.summary(packed).packed_bytes < lb.summary(packed).float_bytes / 4
+    # Three bits and four, padded from 16 or 24 inputs to 32, and a scale for so few of them.
+    assert lb.summary(packed).bits_per_weight < 12
 
 
 def test_gptq_moves_the_logits_less_than_round_to_nearest(decoder, batches, solved):
@@ -62,7 +63,9 @@ def test_the_report_has_a_row_for_every_layer_and_block_and_so_has_the_file(solv
     for row in report.layers:
         assert row["error_after"] < row["error_before"]
         assert row["damping"] == 0.01
-    kinds = [json.loads(line)["kind"] for line in (folder / "events.jsonl").read_text().splitlines()]
+    kinds = [
+        json.loads(line)["kind"] for line in (folder / "events.jsonl").read_text().splitlines()
+    ]
     assert kinds.count("layer") == 14
     assert kinds.count("block") == 2
     assert report.peak_memory_bytes > 0
@@ -107,9 +110,7 @@ def test_results_repeat_bit_for_bit(decoder, batches, solved):
 
 
 def test_embedding_and_head_are_quantized_when_they_are_included(decoder, batches):
-    model, _ = ptq.run(
-        decoder, "w8a16", batches, [ptq.RoundToNearest()], include=("embed", "head")
-    )
+    model, _ = ptq.run(decoder, "w8a16", batches, [ptq.RoundToNearest()], include=("embed", "head"))
     paths = [path for path, _ in lb.quantized_layers(model)]
     assert {"embed", "head"} < set(paths)
     for name in ("embed", "head"):
@@ -128,12 +129,23 @@ def test_qat_starts_from_a_ptq_result(batches, solved):
         log_p = jax.nn.log_softmax(model(tokens)[:, :-1])
         return -jnp.mean(jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1))
 
-    before, gradients = nnx.value_and_grad(loss)(model)
-    norms = [float(jnp.abs(g).max()) for g in jax.tree.leaves(gradients)]
-    assert min(norms) > 0
-    parameters = nnx.state(model, nnx.Param)
-    nnx.update(model, jax.tree.map(lambda p, g: p - 0.1 * g, parameters, gradients))
-    assert loss(model) < before
+    graphdef, parameters, rest = nnx.split(model, nnx.Param, ...)
+
+    @jax.jit
+    def step(parameters):
+        value, gradients = jax.value_and_grad(lambda p: loss(nnx.merge(graphdef, p, rest)))(
+            parameters
+        )
+        moved = jax.tree.map(lambda p, g: p - 0.03 * g, parameters, gradients)
+        return moved, value, gradients
+
+    losses = []
+    for _ in range(30):
+        parameters, value, gradients = step(parameters)
+        losses.append(float(value))
+    assert min(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradients)) > 0
+    # A single step across a rounding may go up; thirty do not.
+    assert losses[-1] < losses[0] - 0.05
 
 
 def test_a_checkpoint_of_the_result_loads_packed(batches, solved, tmp_path):
@@ -186,7 +198,7 @@ def test_stacked_layers_are_refused_with_the_way_out():
 
 
 class Own(nnx.Module):
-    """A model of a user's own: linear layers and convolutions in a chain, with a further argument."""
+    """A model of a user's own: three kinds of layers, blocks with further arguments."""
 
     def __init__(self, rngs):
         self.stages = nnx.List([OwnStage(rngs) for _ in range(2)])

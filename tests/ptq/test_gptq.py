@@ -52,7 +52,9 @@ def plain_gptq(weight, x, levels, *, order=None, rows=None, damping=0.01):
 
 def asymmetric(bits, group=None):
     granularity = lb.PerChannel() if group is None else lb.PerGroup(group)
-    return lb.QuantSpec(format=lb.formats.get(f"uint{bits}"), granularity=granularity, symmetric=False)
+    return lb.QuantSpec(
+        format=lb.formats.get(f"uint{bits}"), granularity=granularity, symmetric=False
+    )
 
 
 def energy(weight, x):
@@ -111,7 +113,9 @@ def test_an_input_that_was_always_zero_is_rounded_to_nearest_and_counted():
     given, _ = problem(asymmetric(4), dead=(3, 7))
     solution = GPTQ().solve(given, jax.random.key(0))
     nearest = RoundToNearest().solve(given, jax.random.key(0))
-    np.testing.assert_array_equal(solution.weight[jnp.array([3, 7])], nearest.weight[jnp.array([3, 7])])
+    np.testing.assert_array_equal(
+        solution.weight[jnp.array([3, 7])], nearest.weight[jnp.array([3, 7])]
+    )
     assert solution.info["dead_inputs"] == 2
 
 
@@ -125,7 +129,9 @@ def test_constant_activations_are_solved_with_the_usual_damping():
 
 def test_a_hessian_that_no_damping_saves_is_rounded_to_nearest_and_says_so():
     given, _ = problem(asymmetric(4))
-    given = dataclasses.replace(given, hessian=given.hessian - 100 * jnp.eye(K) * given.hessian.max())
+    given = dataclasses.replace(
+        given, hessian=given.hessian - 100 * jnp.eye(K) * given.hessian.max()
+    )
     solution = GPTQ().solve(given, jax.random.key(0))
     assert "rounded to nearest" in solution.info["message"]
     nearest = RoundToNearest().solve(given, jax.random.key(0))

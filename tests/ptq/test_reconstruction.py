@@ -10,8 +10,8 @@ from flax import nnx
 
 import lowbit_jax as lb
 from lowbit_jax import ptq
-from lowbit_jax.ptq.reconstruction.variables import Start, learned_kernel, settled
 from lowbit_jax.ptq.ranges import find_range
+from lowbit_jax.ptq.reconstruction.variables import Start, learned_kernel, settled
 
 SCHEME = "w2a16_asym"
 

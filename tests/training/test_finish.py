@@ -105,7 +105,7 @@ def test_scores_compare_with_the_summary_and_any_text_can_be_read(runs, tiny, qu
     assert (text.tokens, text.length) == (13, 8)
     assert text.bits_per_byte == pytest.approx(text.nll / np.log(2))
     json.dumps(text.to_dict())
-    with pytest.raises(ValueError, match="matches no file"):
+    with pytest.raises(FileNotFoundError, match="matches no file"):
         score(loaded, source=f"text:{tmp_path}/*.md")
     with pytest.raises(ValueError, match="longer than"):
         score(loaded, length=64)

@@ -156,9 +156,17 @@ class EfficientQATConfig:
 
 @dataclasses.dataclass(kw_only=True)
 class EndToEndConfig:
-    """See `ptq.EndToEnd`, of scales and norms."""
+    """See `ptq.EndToEnd`.
+
+    lr: Of the scales.
+    norms_lr: Of the norms.
+    rounding_lr: Of what decides the rounding (`ptq.RoundingOffset`); 0: no code moves.
+    rounding_limit: How far a weight may be moved before it is rounded, in steps of its grid.
+    """
 
     steps: int = 200
     batch: int = 8
     lr: float = 1e-3
     norms_lr: float = 1e-4
+    rounding_lr: float = 0.0
+    rounding_limit: float = 1.0

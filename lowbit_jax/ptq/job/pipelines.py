@@ -20,8 +20,11 @@ def _omniquant(options: OmniQuantConfig) -> ptq.Stage:
 
 
 def _end_to_end(options: EndToEndConfig) -> ptq.Stage:
+    rounding: tuple[ptq.Variable, ...] = ()
+    if options.rounding_lr:
+        rounding = (ptq.RoundingOffset(options.rounding_lr, options.rounding_limit),)
     return ptq.EndToEnd(
-        (ptq.Scales(options.lr),),
+        (*rounding, ptq.Scales(options.lr)),
         (ptq.Norms(options.norms_lr),),
         steps=options.steps,
         batch=options.batch,

@@ -14,7 +14,7 @@ import numpy as np
 
 from lowbit_jax.data import Tokenizer, valid_windows
 from lowbit_jax.data.documents import document_windows, load_documents, stream
-from lowbit_jax.evaluation.divergence import Batch, check_vocabulary
+from lowbit_jax.evaluation.divergence import Batch, batches_of, check_vocabulary
 from lowbit_jax.ptq.job.config import CalibrationConfig, EvaluationConfig
 
 _MOST_WINDOWS = 512  # of a corpus whose validation split would take minutes
@@ -96,13 +96,13 @@ def _windows(config: EvaluationConfig, tokenizer: Tokenizer, length: int) -> lis
     documents = load_documents(config.source, config.separator, "valid")
     if config.separator and tokenizer.bos is not None:
         tokens, mask = document_windows(documents, tokenizer, length)
-        return _batches(*_chosen(tokens, mask, config), config.batch)
+        return batches_of(*_chosen(tokens, mask, config), config.batch)
     text = stream(documents, tokenizer, config.separator or _between(config))
     if len(text) < 2:
         raise ValueError(f"evaluation.source={config.source}: holds no text to predict.")
     parts = list(valid_windows(text, length, 1))
     tokens, mask = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return _batches(*_chosen(tokens, mask, config), config.batch)
+    return batches_of(*_chosen(tokens, mask, config), config.batch)
 
 
 def _between(config: CalibrationConfig | EvaluationConfig) -> str:
@@ -121,14 +121,6 @@ def _chosen(
         return tokens, mask
     picked = np.arange(limit) * len(tokens) // limit
     return tokens[picked], mask[picked]
-
-
-def _batches(tokens: np.ndarray, mask: np.ndarray, rows: int) -> list[Batch]:
-    """Batches of one shape; rows that only fill the last are masked."""
-    rows = min(rows, max(len(tokens), 1))
-    fill = -len(tokens) % rows
-    tokens, mask = (np.pad(x, ((0, fill), (0, 0))) for x in (tokens, mask))
-    return [(tokens[i : i + rows], mask[i : i + rows]) for i in range(0, len(tokens), rows)]
 
 
 def _sha256(arrays: list[Any]) -> str:

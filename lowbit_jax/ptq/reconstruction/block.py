@@ -13,7 +13,7 @@ from lowbit_jax.ptq.reconstruction.dropping import with_dropping
 from lowbit_jax.ptq.reconstruction.engine import Fit, fit
 from lowbit_jax.ptq.reconstruction.modules import ModuleVariable
 from lowbit_jax.ptq.reconstruction.objectives import OutputError
-from lowbit_jax.ptq.reconstruction.optimizer import Optimizer
+from lowbit_jax.ptq.reconstruction.optimizer import ADAM, Optimizer
 from lowbit_jax.ptq.reconstruction.variables import Start, Variable
 from lowbit_jax.ptq.stage import BlockWork, Stage
 
@@ -41,7 +41,7 @@ class Reconstruction(Stage):
     variables: tuple[Variable, ...]
     module_variables: tuple[ModuleVariable, ...] = ()
     objective: Literal["output", "fisher"] = "output"
-    optimizer: Optimizer = Optimizer()
+    optimizer: Optimizer = ADAM
     steps: int = 1000
     batch: int = 8
     range: RangeName = "mse"
@@ -50,7 +50,9 @@ class Reconstruction(Stage):
     def __post_init__(self):
         check_range("Reconstruction", self.range)
         if self.objective not in ("output", "fisher"):
-            raise ValueError(f"Reconstruction: objective={self.objective!r} is not of output, fisher.")
+            raise ValueError(
+                f"Reconstruction: objective={self.objective!r} is not of output, fisher."
+            )
         for name in ("steps", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Reconstruction: {name}={getattr(self, name)} is below 1.")

@@ -57,7 +57,7 @@ def with_dropping(block: nnx.Module, share: float) -> nnx.Module:
             layer.scheme = dataclasses.replace(
                 layer.scheme, input=Dropping(inner.spec, inner, share), product="float"
             )
-            layer.input_draw = QuantStat(blank)
+            setattr(layer, "input_draw", QuantStat(blank))  # noqa: B010  a state of its quantizer
         return layer
 
     return rebuilt(block, replace)

@@ -1,7 +1,7 @@
 """The last stage of a pipeline: the whole quantized model against the float model's predictions."""
 
 import dataclasses
-from typing import Any, override
+from typing import Any, Final, override
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +20,16 @@ from lowbit_jax.quantizers import FixedRange
 from lowbit_jax.surgery import quantized_layers
 from lowbit_jax.walk import rebuilt
 
+_COSINE: Final = Optimizer(decay="cosine")
+
 
 @dataclasses.dataclass(frozen=True)
 class EndToEnd(Stage):
     """Trains variables of all kernels at once on KL(float model || quantized model).
 
-    With `Scales` and `Norms` it is EfficientQAT's second phase (arXiv:2407.11062, section 3.3) against
-    a teacher's logits instead of the next token: no code changes. With variables that round, codes
-    move too.
+    With `Scales` and `Norms` it is EfficientQAT's second phase (arXiv:2407.11062, section 3.3)
+    against a teacher's logits instead of the next token: no code changes. With variables that
+    round, codes move too.
 
     Attributes:
         variables: What is learned of each kernel.
@@ -39,7 +41,7 @@ class EndToEnd(Stage):
 
     variables: tuple[Variable, ...] = (Scales(1e-3),)
     module_variables: tuple[ModuleVariable, ...] = (Norms(1e-4),)
-    optimizer: Optimizer = Optimizer(decay="cosine")
+    optimizer: Optimizer = _COSINE
     steps: int = 200
     batch: int = 8
 
@@ -57,9 +59,7 @@ class EndToEnd(Stage):
             matrix = get_matrix(twin)
             starts[path] = Start(matrix, quantizer.range(matrix, twin.state("kernel")))
             specs.append((path, quantizer.spec))
-        trained = rebuilt(
-            work.model, lambda path, m: unquantized_kernel(m) if path in twins else m
-        )
+        trained = rebuilt(work.model, lambda path, m: unquantized_kernel(m) if path in twins else m)
         graphdef, state = nnx.split(work.reference)
         settings = Fit(
             loss=Divergence(work.forward, graphdef),

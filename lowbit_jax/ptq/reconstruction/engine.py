@@ -115,7 +115,9 @@ def fit(
     for begin in range(0, settings.steps, tenth):
         end = min(begin + tenth, settings.steps)
         span = (jnp.int32(begin), jnp.int32(end))
-        carry = _run(settings, graphdef, carry, state, dict(starts), samples, context, work.key, span)
+        carry = _run(
+            settings, graphdef, carry, state, dict(starts), samples, context, work.key, span
+        )
         losses.append(float(carry.losses) / (end - begin))
         if not jnp.isfinite(losses[-1]):
             raise FloatingPointError(
@@ -226,8 +228,8 @@ def _place(
         values = parameters["kernels"][path]
         start = _row_scaled(settings, parameters["module"], path, starts[path], spec)
         set_matrix(modules[path], learned_kernel(settings.variables, values, start, spec))
-        for variable, value in zip(settings.variables, values, strict=True):
-            penalty += variable.penalty(value, progress)
+        for part, value in zip(settings.variables, values, strict=True):
+            penalty += part.penalty(value, progress)
     return penalty
 
 

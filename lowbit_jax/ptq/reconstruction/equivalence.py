@@ -22,12 +22,12 @@ from lowbit_jax.walk import layers
 
 @dataclasses.dataclass(frozen=True)
 class Equivalence(ModuleVariable):
-    """A scale per feature between a norm and the layers behind it, learned (arXiv:2308.13137, Eq. 3).
+    """A learned scale per feature between a norm and the layers behind it.
 
-    The norm's output is divided by s, folded into its scale, and the kernels' rows are multiplied by
-    it before they are quantized, in a range that follows them. s starts as SmoothQuant's,
-    max|x|^alpha / max|w|^(1 - alpha). The shift delta of the paper needs a norm with a bias and is
-    left out; so are the pairs behind a linear layer.
+    OmniQuant's transformation (arXiv:2308.13137, Eq. 3): the norm's output is divided by s, folded
+    into its scale, and the kernels' rows are multiplied by it before they are quantized, in a range
+    that follows them. s starts as SmoothQuant's, max|x|^alpha / max|w|^(1 - alpha). The shift delta
+    of the paper needs a norm with a bias and is left out; so are the pairs behind a linear layer.
 
     Attributes:
         lr: Of log s.
@@ -40,7 +40,7 @@ class Equivalence(ModuleVariable):
     @override
     def init(
         self, module: nnx.Module, starts: Mapping[str, Start], work: Work
-    ) -> dict[str, dict[str, Array]]:
+    ) -> dict[str, dict[str, Any]]:
         if not isinstance(work, BlockWork):
             raise NotImplementedError(
                 "Equivalence: needs the inputs of one block. Use it in a Reconstruction."
@@ -58,7 +58,7 @@ class Equivalence(ModuleVariable):
         largest = fold(work.working, work.chain_hat, firsts, _largest, zeros)
         return {
             link.source: {"log": self._start(largest[link.targets[0]], link, starts)}
-            | {name: value for name, value in _affine(modules[link.source]).items()}
+            | _affine(modules[link.source])
             | {"targets": {path: jnp.zeros(()) for path in link.targets}}
             for link in links
         }

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array
 
 from lowbit_jax.ptq.ranges import RangeName, check_range, find_range
-from lowbit_jax.ptq.reconstruction.optimizer import Optimizer
+from lowbit_jax.ptq.reconstruction.optimizer import ADAM, Optimizer
 from lowbit_jax.ptq.reconstruction.variables import Start, Variable, learned_kernel, settled
 from lowbit_jax.ptq.solver import LayerSolver
 from lowbit_jax.ptq.stage import LayerProblem, LayerSolution
@@ -21,8 +21,8 @@ from lowbit_jax.spec import QuantSpec
 class LayerReconstruction(LayerSolver):
     """Learns variables so that a layer's output is near to the float one, on all data at once.
 
-    The squared error of a linear layer's output is tr((V - W)^T H (V - W)), with H the second moments
-    of its inputs in the quantized model: no sample is drawn, and no activation is kept.
+    The squared error of a linear layer's output is tr((V - W)^T H (V - W)), with H the second
+    moments of its inputs in the quantized model: no sample is drawn, and no activation is kept.
 
     Attributes:
         variables: What is learned of the kernel.
@@ -32,7 +32,7 @@ class LayerReconstruction(LayerSolver):
     """
 
     variables: tuple[Variable, ...]
-    optimizer: Optimizer = Optimizer()
+    optimizer: Optimizer = ADAM
     steps: int = 1000
     range: RangeName = "mse"
 

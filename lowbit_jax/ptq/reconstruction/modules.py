@@ -54,9 +54,7 @@ class Norms(ModuleVariable):
     lr: float = 1e-4
 
     @override
-    def init(
-        self, module: nnx.Module, starts: Mapping[str, Start], work: Work
-    ) -> dict[str, Array]:
+    def init(self, module: nnx.Module, starts: Mapping[str, Start], work: Work) -> dict[str, Array]:
         found = {}
         for path, part in layers(module):
             for name, variable in vars(part).items():

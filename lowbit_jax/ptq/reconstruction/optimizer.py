@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import optax
 
@@ -60,4 +60,10 @@ class Optimizer:
         if warmup:
             rising = optax.linear_schedule(rate / warmup, rate, warmup)
             schedule = optax.join_schedules([rising, schedule], [warmup])
-        return optax.adam(schedule, b2=self.b2) if self.method == "adam" else optax.sign_sgd(schedule)
+        return (
+            optax.adam(schedule, b2=self.b2) if self.method == "adam" else optax.sign_sgd(schedule)
+        )
+
+
+ADAM: Final = Optimizer()
+"""Adam at constant learning rates."""

@@ -20,10 +20,10 @@ class SoftRounding(Variable):
     """AdaRound (arXiv:2004.10568): every weight learns whether it goes down or up.
 
     w_hat = scale * (floor(w / scale) + h(V)), h(V) = clip(sigmoid(V) (zeta - gamma) + gamma, 0, 1)
-    (Eq. 22 and 23, zeta 1.1, gamma -0.1), V started so that h(V) is the fraction that the floor leaves,
-    with the penalty lambda * sum(1 - |2 h(V) - 1|^beta) (Eq. 24), beta falling from 20 to 2 after a
-    warm-up without it. The floor is that of the range at the start: a scale that is learned too
-    stretches the levels and does not move them.
+    (Eq. 22 and 23, zeta 1.1, gamma -0.1), V started so that h(V) is the fraction that the floor
+    leaves, with the penalty lambda * sum(1 - |2 h(V) - 1|^beta) (Eq. 24), beta falling from 20 to 2
+    after a warm-up without it. The floor is that of the range at the start: a scale that is learned
+    too stretches the levels and does not move them.
 
     Attributes:
         lr: Adam's; the authors use 1e-3.
@@ -41,8 +41,8 @@ class SoftRounding(Variable):
     def init(self, start: Start, spec: QuantSpec) -> Parameters:
         if not isinstance(spec.format, IntGrid) or spec.format.step != 1:
             raise NotImplementedError(
-                f"SoftRounding: floor and ceiling are those of integers, not of {spec.format.name}. "
-                "Use RoundingOffset."
+                "SoftRounding: floor and ceiling are those of integers, not of "
+                f"{spec.format.name}. Use RoundingOffset."
             )
         fraction = jnp.clip(_fraction(start, spec), 0.0, 1.0)
         # The inverse of h; its ends are left out, where the sigmoid would be infinite.

@@ -63,8 +63,8 @@ class LearnedClipping(Variable):
 class Scales(Variable):
     """Scales learned as their logarithms' distance from the start, which keeps them positive.
 
-    EfficientQAT (arXiv:2407.11062) and LSQ learn the scale itself; in the logarithm one learning rate
-    fits layers of every magnitude.
+    EfficientQAT (arXiv:2407.11062) and LSQ learn the scale itself; in the logarithm one learning
+    rate fits layers of every magnitude.
     """
 
     lr: float = 1e-3

@@ -6,9 +6,9 @@ what decides the rounding, and the saturation of the format,
     w -> w / scale -> rounded -> saturated -> (levels - zero_point) * scale
 
 and each variable takes one of them over. Methods of the literature are sets of variables: AdaRound
-learns the rounding; AutoRound an offset before it and shares of the range; OmniQuant the clipping of
-the range (and the scales between norm and kernel); EfficientQAT's block phase weights, scales and
-zero points.
+learns the rounding; AutoRound an offset before it and shares of the range; OmniQuant the clipping
+of the range (and the scales between norm and kernel); EfficientQAT's block phase weights, scales
+and zero points.
 """
 
 import abc

@@ -178,12 +178,12 @@ def shift_refusal(modules: dict[str, Any], link: Link) -> str | None:
     if not link.linear:
         return "what it carries is multiplied by something else on its way"
     for path in (link.source, *link.targets):
-        layer = modules[path]
+        layer: Any = modules[path]
         if isinstance(layer, nnx.RMSNorm):
             return f"{path} is an RMSNorm, which has no bias to take the shift"
         if not isinstance(layer, (nnx.Linear, *NORMS)):
             return f"{path} is a {type(layer).__name__}, to which no bias is added"
-        if isinstance(layer, NORMS) and layer.bias is None:
+        if not isinstance(layer, nnx.Linear) and getattr(layer, "bias", None) is None:
             return f"{path} was built with use_bias=False"
     return None
 

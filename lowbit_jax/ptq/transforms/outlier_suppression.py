@@ -25,11 +25,10 @@ from lowbit_jax.walk import layers
 class OutlierSuppression(Stage):
     """Outlier Suppression+ (arXiv:2304.09145): the inputs X of a link's layers become (X - z) / s,
 
-        z_j = (max X_j + min X_j) / 2    (Eq. 3)
-        s_j = max(1, max|X_j - z_j| / t)    (Eq. 7)
+        z_j = (max X_j + min X_j) / 2,    s_j = max(1, max|X_j - z_j| / t)
 
     with one threshold t for all channels, searched for the least squared error of the link's output
-    with its inputs and kernels rounded to nearest (Eq. 6). z and s are folded into what makes X and
+    with its inputs and kernels rounded to nearest. z and s are folded into what makes X and
     into kernels and biases behind it.
 
     A shift needs biases on both sides. Linear layers without one get one; an RMSNorm has none to

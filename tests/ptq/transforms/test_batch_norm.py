@@ -7,7 +7,10 @@ from flax import nnx
 
 from lowbit_jax.models import CNN, CNNConfig
 from lowbit_jax.models.identity import Identity
-from lowbit_jax.ptq.transforms import FoldBatchNorm, check_no_batch_norm
+from lowbit_jax.models.resnet import ResNet, ResNetConfig
+from lowbit_jax.models.wiring import wiring_of
+from lowbit_jax.ptq.chain import Chain, Rest
+from lowbit_jax.ptq.transforms import CrossLayerEqualization, FoldBatchNorm, check_no_batch_norm
 from lowbit_jax.walk import layers
 
 CONFIG = CNNConfig(in_channels=2, channels=(4, 6), out_features=3)
@@ -29,6 +32,23 @@ def test_a_folded_model_computes_the_same(bench, model, assert_same_function):
     assert modules["layers/1/conv"].bias.shape == (6,)
     assert set(modules) == set(dict(layers(model)))  # paths stay
     assert model.layers[0].conv.bias is None  # and so does the argument
+
+
+def test_a_residual_network_is_folded_and_then_equalized(bench, assert_same_function):
+    config = ResNetConfig(blocks=(1,), widths=(4,))
+    model = bench.draw(lambda: ResNet(config, rngs=nnx.Rngs(0)))
+    model.eval()
+    x = jax.random.normal(jax.random.key(0), (1, 6, 6, 3))
+    folded = FoldBatchNorm().prepare(bench.whole(model))
+    assert_same_function(model(x), folded(x))
+    inner = Chain([jax.random.normal(jax.random.key(1), (1, 6, 6, 4))], [Rest.of((), {})])
+    work = bench.work(folded.layers[0], inner, wiring_of(model), "w4a16")
+    before = inner.outputs(work.original)[0]
+    CrossLayerEqualization().block(work)
+    assert_same_function(before, inner.outputs(work.original)[0])
+    first, second = (np.abs(work.matrix(f"conv{i}")) for i in (1, 2))
+    rows = second.reshape(9, 4, 4).max((0, 2))  # window positions, channels in, channels out
+    np.testing.assert_allclose(first.max(0), rows, rtol=1e-5)  # the ranges have become equal
 
 
 def test_pairs_of_a_users_own_model(bench, assert_same_function):
