@@ -19,7 +19,10 @@ from lowbit_jax.ptq.job.pipelines import (
 OWN = {
     "autoround": {"bits"},
     "omniquant": {"equivalence", "equivalence_lr", "equivalence_alpha"},
-    "end_to_end": {"lr", "norms_lr", "variables", "module_variables", "optimizer"},
+    "end_to_end": {
+        *("lr", "norms_lr", "rounding_lr", "rounding_limit"),
+        *("variables", "module_variables", "optimizer"),
+    },
 }
 MAKERS = {
     **PLAIN,
