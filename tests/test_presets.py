@@ -13,7 +13,7 @@ LISTED = {
         for group in ("", "_g32", "_g64", "_g128")
         for zero in ("", "_asym", "_lsq")
     ),
-    *("w8a8", "w4a8", "w4a4"),
+    *("w8a8", "w4a8", "w4a4", "w4a4_clip"),
     *(f"w{bits}a{a}{pc}" for bits in ("1", "1_58") for a in (8, 16) for pc in ("", "_pc")),
     *("nvfp4a16", "nvfp4", "mxfp4a16", "mxfp4", "nf4_g64"),
 }
@@ -21,6 +21,7 @@ INTEGER = {
     "w8a8",
     "w4a8",
     "w4a4",
+    "w4a4_clip",
     *(f"w{bits}a8{pc}" for bits in ("1", "1_58") for pc in ("", "_pc")),
 }
 

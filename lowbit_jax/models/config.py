@@ -6,6 +6,7 @@ import math
 import jax.numpy as jnp
 
 DTYPES = ("float32", "bfloat16")
+ONLINE = ("attention/out", "mlp/down")
 ACTIVATIONS = ("silu", "gelu_tanh")
 
 
@@ -59,6 +60,8 @@ class DecoderConfig:
         dtype: Compute type, "float32" or "bfloat16". Parameters, norms and logits are float32.
         activation: Of the MLP's gate: "silu", or "gelu_tanh", the approximation of GELU.
         embed_scale: Embeddings are multiplied by it where they enter the stream; the head is not.
+        online: Layers of a block whose inputs are rotated when they are called (QuaRot,
+            arXiv:2404.00456): "attention/out" (heads are mixed), "mlp/down" (features are).
         post_norm: RMSNorm also behind attention and MLP, before they are added (arXiv:2408.00118).
         query_scale: Factor of the scores; None: `head_size ** -0.5`.
         attention_softcap: Scores s become `cap * tanh(s / cap)` before the mask; None: they do not.
@@ -92,6 +95,7 @@ class DecoderConfig:
     activation: str = "silu"
     embed_scale: float = 1.0
     post_norm: bool = False
+    online: tuple[str, ...] = ()
     query_scale: float | None = None
     attention_softcap: float | None = None
     logit_softcap: float | None = None
@@ -131,6 +135,8 @@ class DecoderConfig:
         for name in ("tied", "qkv_bias", "qk_norm", "sub_norm", "stacked", "post_norm"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{where}: {name}={getattr(self, name)!r} must be True or False.")
+        if unknown := sorted(set(self.online) - set(ONLINE)):
+            raise ValueError(f"{where}: online={unknown} is not of {list(ONLINE)}.")
         if self.dtype not in DTYPES:
             raise ValueError(
                 f"{where}: compute dtype {self.dtype!r} is not known. Known: {list(DTYPES)}."

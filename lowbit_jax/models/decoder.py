@@ -31,6 +31,7 @@ from lowbit_jax.models.attention import Attention, residual_init, rms_norm
 from lowbit_jax.models.cache import KVCache, LayerCache
 from lowbit_jax.models.config import DecoderConfig
 from lowbit_jax.models.registry import register
+from lowbit_jax.models.rotation import Rotated, Rotation
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": nnx.silu,
@@ -75,6 +76,11 @@ class Block(nnx.Module):
         if config.post_norm:
             self.attention_post_norm = rms_norm(config, config.dim, rngs=rngs)
             self.mlp_post_norm = rms_norm(config, config.dim, rngs=rngs)
+        if "attention/out" in config.online:
+            rotation = Rotation.of(config.heads, config.head_size)
+            self.attention.out = Rotated(self.attention.out, rotation)
+        if "mlp/down" in config.online:
+            self.mlp.down = Rotated(self.mlp.down, Rotation.of(config.ffn_dim))
 
     def __call__(
         self, x: Float[Array, "batch length dim"], cache: LayerCache | None = None

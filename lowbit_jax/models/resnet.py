@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, UInt8
 
 from lowbit_jax.models.config import require_sizes
+from lowbit_jax.models.identity import Identity
 from lowbit_jax.models.registry import register
 
 # Of red, green and blue in [0, 1]; what the published weights were trained with (ImageNet's).
@@ -33,6 +34,7 @@ class ResNetConfig:
         widths: Channels of each stage; none has fewer than the one before, and steps are even.
         in_channels: Channels of the image.
         out_features: Width of the output.
+        folded: Batch norms were folded into the convolutions, which have biases instead.
     Raises: ValueError: a size is not an integer of at least 1, or widths do not fit.
     """
 
@@ -40,9 +42,12 @@ class ResNetConfig:
     widths: tuple[int, ...] = (16, 32, 64)
     in_channels: int = 3
     out_features: int = 10
+    folded: bool = False
 
     def __post_init__(self):
-        require_sizes("ResNetConfig", **dataclasses.asdict(self))
+        sizes = dataclasses.asdict(self)
+        sizes.pop("folded")
+        require_sizes("ResNetConfig", **sizes)
         if not self.blocks or len(self.blocks) != len(self.widths):
             raise ValueError(
                 f"ResNetConfig: blocks={self.blocks} and widths={self.widths} must name as many "
@@ -56,7 +61,7 @@ class ResNetConfig:
             )
 
 
-def _conv(inputs: int, outputs: int, stride: int, *, rngs: nnx.Rngs) -> nnx.Conv:
+def _conv(inputs: int, outputs: int, stride: int, folded: bool, *, rngs: nnx.Rngs) -> nnx.Conv:
     # "SAME" would pad an even image at its end only where the stride is 2.
     return nnx.Conv(
         inputs,
@@ -64,24 +69,28 @@ def _conv(inputs: int, outputs: int, stride: int, *, rngs: nnx.Rngs) -> nnx.Conv
         (3, 3),
         strides=stride,
         padding=((1, 1), (1, 1)),
-        use_bias=False,  # the norm behind it subtracts the mean
+        use_bias=folded,  # a norm behind it subtracts the mean
         rngs=rngs,
     )
 
 
-def _norm(channels: int, *, rngs: nnx.Rngs) -> nnx.BatchNorm:
+def _norm(channels: int, folded: bool, *, rngs: nnx.Rngs) -> nnx.Module:
+    if folded:
+        return Identity()
     return nnx.BatchNorm(channels, momentum=0.9, epsilon=1e-5, rngs=rngs)
 
 
 class BasicBlock(nnx.Module):
     """Two convolutions and the shortcut around them."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self, inputs: int, outputs: int, stride: int, folded: bool = False, *, rngs: nnx.Rngs
+    ):
         self.stride, self.new_channels = stride, outputs - inputs
-        self.conv1 = _conv(inputs, outputs, stride, rngs=rngs)
-        self.norm1 = _norm(outputs, rngs=rngs)
-        self.conv2 = _conv(outputs, outputs, 1, rngs=rngs)
-        self.norm2 = _norm(outputs, rngs=rngs)
+        self.conv1 = _conv(inputs, outputs, stride, folded, rngs=rngs)
+        self.norm1 = _norm(outputs, folded, rngs=rngs)
+        self.conv2 = _conv(outputs, outputs, 1, folded, rngs=rngs)
+        self.norm2 = _norm(outputs, folded, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "batch height width _"]
@@ -101,13 +110,13 @@ class ResNet(nnx.Module):
     def __init__(self, config: ResNetConfig, *, rngs: nnx.Rngs):
         self.config = config
         width = config.widths[0]
-        self.conv = _conv(config.in_channels, width, 1, rngs=rngs)
-        self.norm = _norm(width, rngs=rngs)
+        self.conv = _conv(config.in_channels, width, 1, config.folded, rngs=rngs)
+        self.norm = _norm(width, config.folded, rngs=rngs)
         layers = []
         for stage, (count, outputs) in enumerate(zip(config.blocks, config.widths, strict=True)):
             for i in range(count):
                 stride = 2 if stage and not i else 1
-                layers.append(BasicBlock(width, outputs, stride, rngs=rngs))
+                layers.append(BasicBlock(width, outputs, stride, config.folded, rngs=rngs))
                 width = outputs
         self.layers = nnx.List(layers)
         self.head = nnx.Linear(width, config.out_features, rngs=rngs)

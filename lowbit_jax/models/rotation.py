@@ -126,6 +126,15 @@ class Rotation(nnx.Module):
         self.inner = inner
         self.matrix = nnx.data(None) if matrix is None else RotationMatrix(matrix)
 
+    @classmethod
+    def of(cls, size: int, inner: int = 1) -> "Rotation":
+        """The rotation of this size: Hadamard's, or the identity where a matrix has to be given.
+
+        A model that is built from its configuration gets the matrix from its checkpoint.
+        """
+        known = hadamard_base(size) is not None
+        return cls(size, inner, None if known else jnp.eye(size))
+
     def __call__(self, x: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
         """Rotates the last axis, in float32; the dtype stays."""
         y = x.reshape(*x.shape[:-1], self.size, self.inner).swapaxes(-1, -2)

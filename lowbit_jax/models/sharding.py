@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 # (end of the path, how the last axes are cut); the first match wins; without one: replicated.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"embed/embedding", PartitionSpec("tensor", "fsdp")),
-    (r"(out|down)/kernel", PartitionSpec("tensor", "fsdp")),
+    (r"(out|down)(/linear)?/kernel", PartitionSpec("tensor", "fsdp")),
     (r"kernel", PartitionSpec("fsdp", "tensor")),
     (r"(query|key|value|gate|up|head)/bias", PartitionSpec("tensor")),
 )

@@ -109,6 +109,7 @@ def run(
     reporter.emit("plan", blocks=len(plan.blocks), layers=len(plan.schemes), **cost)
     check_memory(cost["memory_bytes"], memory_limit)
 
+    resumed = state.finished
     done: dict[str, nnx.Module] = {}
     transformed: dict[str, nnx.Module] = {}
     floats = {name: dict(layers(prepared))[name] for name in plan.blocks}
@@ -117,7 +118,7 @@ def run(
         if loaded is not None:
             done[name], transformed[name] = loaded
             continue
-        if number and number == state.finished:
+        if number and number == resumed:
             chain, chain_hat = state.chains(chain, chain_hat)
         work = BlockWork(
             name=name,
