@@ -15,6 +15,7 @@ from lowbit_jax.nn.views import (
     einsum_letters,
     einsum_view,
     embed_view,
+    input_positions,
     linear_general_view,
     linear_view,
 )
@@ -86,11 +87,7 @@ class _Einsum(_ByAxes):
     def _k_axes(self, ndim: int) -> tuple[int, ...]:
         x, kernel, output = einsum_letters(self.einsum_str)
         contracted = [c for c in kernel if c in x and c not in output]
-        # Letters count from the end of the input's own term, unless `...` stands behind them.
-        term = self.einsum_str.replace(" ", "").split(",")[0]
-        head, _, tail = term.partition("...")
-        positions = {c: i for i, c in enumerate(head)}
-        positions |= {c: ndim - len(tail) + i for i, c in enumerate(tail)}
+        positions = input_positions(self.einsum_str, ndim)
         return tuple(positions[c] for c in contracted)
 
     def integer_operations(self, x: Array) -> dict[str, Any]:

@@ -105,6 +105,15 @@ def einsum_letters(einsum_str: str) -> tuple[str, str, str]:
     return x, kernel, output
 
 
+def input_positions(einsum_str: str, ndim: int) -> dict[str, int]:
+    """Where each letter of an equation's input stands in an input of this rank."""
+    term = einsum_str.replace(" ", "").split(",")[0]
+    # Letters count from the end, unless `...` stands behind them.
+    head, _, tail = term.partition("...")
+    positions = {c: i for i, c in enumerate(head)}
+    return positions | {c: ndim - len(tail) + i for i, c in enumerate(tail)}
+
+
 def einsum_view(layer: Any) -> MatrixView:
     """The view of `nnx.Einsum`, from the letters of its equation.
 

@@ -22,6 +22,7 @@ from lowbit_jax.nn.views import (
     einsum_letters,
     einsum_view,
     embed_view,
+    input_positions,
     linear_general_view,
     linear_view,
 )
@@ -96,10 +97,7 @@ def input_rows(layer: nnx.Module, x: Array) -> Float[Array, "*stack tokens k"]:
 
 def _einsum_rows(layer: Any, x: Array) -> Array:
     letters, kernel, output = einsum_letters(layer.einsum_str)
-    term = layer.einsum_str.replace(" ", "").split(",")[0]
-    head, _, tail = term.partition("...")
-    positions = {c: i for i, c in enumerate(head)}
-    positions |= {c: x.ndim - len(tail) + i for i, c in enumerate(tail)}
+    positions = input_positions(layer.einsum_str, x.ndim)
     stack = [positions[c] for c in kernel if c in letters and c in output]
     contracted = [positions[c] for c in kernel if c in letters and c not in output]
     rest = [axis for axis in range(x.ndim) if axis not in (*stack, *contracted)]
