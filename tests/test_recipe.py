@@ -65,7 +65,7 @@ def with_scheme(path, value):
         (changed(rules=[{"path": "a", "scheme": "w4a17"}]), r"no preset is named 'w4a17'"),
         (changed(rules=[{"path": "(", "scheme": None}]), r"'\(' is no regular expression"),
         (with_scheme(["zero"], 1), r"keys \['weight', 'zero'\]"),
-        (with_scheme(["weight", "bits"], 4), r"Absmax: keys \['bits',.* are not of \['share', 'spec"),
+        (with_scheme(["weight", "bits"], 4), r"Absmax: keys \['bits',.* not of \['share', 'spec"),
         (with_scheme(["weight", "spec", "axis"], 1), "QuantSpec: keys"),
         (with_scheme(["weight", "spec", "format"], "int44"), "no format is named 'int44'. Nearest"),
         (with_scheme(["weight", "spec", "scale_format"], "fp8"), "scale format 'fp8' is not of"),

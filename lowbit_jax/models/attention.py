@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from lowbit_jax.models.cache import LayerCache
 from lowbit_jax.models.config import DecoderConfig
+from lowbit_jax.models.rotation import Rotated
 
 
 def residual_init(config: DecoderConfig) -> nnx.Initializer:
@@ -101,7 +102,9 @@ class Attention(nnx.Module):
         self.query = linear(config.dim, width, use_bias=config.qkv_bias)
         self.key = linear(config.dim, kv_width, use_bias=config.qkv_bias)
         self.value = linear(config.dim, kv_width, use_bias=config.qkv_bias)
-        self.out = linear(width, config.dim, use_bias=False, kernel_init=residual_init(config))
+        self.out: nnx.Linear | Rotated = linear(
+            width, config.dim, use_bias=False, kernel_init=residual_init(config)
+        )
         if config.qk_norm:
             self.query_norm = rms_norm(config, config.head_size, rngs=rngs)
             self.key_norm = rms_norm(config, config.head_size, rngs=rngs)

@@ -49,7 +49,9 @@ class GatedMLP(nnx.Module):
         )
         self.gate = linear(config.dim, config.ffn_dim)
         self.up = linear(config.dim, config.ffn_dim)
-        self.down = linear(config.ffn_dim, config.dim, kernel_init=residual_init(config))
+        self.down: nnx.Linear | Rotated = linear(
+            config.ffn_dim, config.dim, kernel_init=residual_init(config)
+        )
         if config.sub_norm:
             self.down_norm = rms_norm(config, config.ffn_dim, rngs=rngs)
 
