@@ -104,7 +104,7 @@ def finish(
     plot_sqnr(
         rows,
         workdir / "plots" / "sqnr.png",
-        title=f"{config.name}: {summary['method']}, {summary['scheme']}",
+        title=f"{config.name}, {summary['scheme']}",
     )
     text = quantization_report(
         summary,
