@@ -11,8 +11,8 @@ With 4-bit activations put a rotation in front: --config.pipeline=rotate,gptq,en
 --config.scheme=w4a4_clip.
 
 Measured (stories260K of karpathy/tinyllamas, calibrated on 128 sequences of 256 tokens of
-TinyStories, 76,183 tokens of other stories evaluated, seed 0, two cores shared with other work, 6 to
-8 minutes): loss over float, nats per token, w4a16_asym +0.0344, w3a16_asym +0.152, w2a16_asym
+TinyStories, 76,183 tokens of other stories evaluated, seed 0, two cores shared with other work,
+4 to 8 minutes): loss over float, nats per token, w4a16_asym +0.0344, w3a16_asym +0.152, w2a16_asym
 +0.625; in groups of 32 with down per channel +0.0283, +0.133 and +0.595; w4a4_clip with a
 rotation and 500 steps +0.158. `:smoke` proves the machinery.
 """
