@@ -42,7 +42,9 @@ def estimate(
     moments = max(sum(4 * np.prod(s[:-1]) * s[-2] for s in block) for block in shapes.values())
     largest = max(4 * np.prod(s[:-1]) * s[-2] for block in shapes.values() for s in block)
     tokens = sum(int(np.prod(x.shape[:-1])) for x in chain.xs)
-    flops = sum(stage.flops(block, tokens) for stage in pipeline for block in shapes.values())
+    flops = sum(
+        stage.flops(block, tokens, chain.samples) for stage in pipeline for block in shapes.values()
+    )
     return {
         "memory_bytes": int(2 * parameters + 4 * chain.nbytes + moments + 4 * largest),
         "seconds": flops / _flops_per_second(),

@@ -42,7 +42,7 @@ class LayerSolver(Stage, abc.ABC):
         """
 
     @override
-    def flops(self, shapes: Sequence[tuple[int, ...]], tokens: int) -> float:
+    def flops(self, shapes: Sequence[tuple[int, ...]], tokens: int, samples: int) -> float:
         if not self.uses_data:
             return 0.0
         passes = 4 if self.propagation else 2

@@ -251,12 +251,13 @@ class Stage:
     transforms: ClassVar[bool] = False
     """Whether it rewrites the float model, and so has to stand in front of every solver."""
 
-    def flops(self, shapes: Sequence[tuple[int, ...]], tokens: int) -> float:
+    def flops(self, shapes: Sequence[tuple[int, ...]], tokens: int, samples: int) -> float:
         """Floating-point operations on one block, roughly; default: one pass of both chains.
 
         Args:
             shapes: Of its layers' kernels as matrices [stack.., K, N].
             tokens: Tokens of the calibration data.
+            samples: Sequences or images of it.
         """
         return 4.0 * tokens * sum(math.prod(shape) for shape in shapes)
 

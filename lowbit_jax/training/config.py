@@ -8,7 +8,7 @@ written.
 import dataclasses
 from typing import Any
 
-from lowbit_jax.training.fields import nearest, replaced
+from lowbit_jax.training.fields import at_variant, replaced
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -150,17 +150,7 @@ class TrainConfig:
         Every config has "smoke" (a minute on two cores), "study" and "pod" (the real size); keyword
         arguments add to these or to new ones: `variant(name, smoke={"optim.lr": 1e-3})`.
         """
-        if not name:
-            return self
-        known = {key: VARIANTS.get(key, {}) for key in (*VARIANTS, *variants)}
-        if name not in known:
-            raise ValueError(
-                f"{self.name} has no variant {name!r}; it has: "
-                f"{', '.join(nearest(name, sorted(known)))} (and none, for the laptop)."
-            )
-        config = self.replace({**known[name], **variants.get(name, {})})
-        config.name = f"{self.name}_{name}"
-        return config
+        return at_variant(self, name, VARIANTS, variants)
 
     def replace(self, changes: dict[str, Any]) -> "TrainConfig":
         """A copy with the fields of dotted path set: `replace({"optim.lr": 1e-3})`."""

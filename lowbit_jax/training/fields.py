@@ -15,6 +15,32 @@ def nearest(name: str, candidates: list[str]) -> list[str]:
     )
 
 
+def at_variant(
+    config: Any, name: str, table: dict[str, dict[str, Any]], variants: dict[str, dict[str, Any]]
+) -> Any:
+    """A config at another size, named `<name>_<variant>`; "" is the config itself.
+
+    Args:
+        config: With a field `name`.
+        name: Of the variant.
+        table: What the variants of this kind of config change, by dotted path.
+        variants: What this config adds to them, or new ones.
+
+    Raises: ValueError: No such variant; the message lists them, the nearest first.
+    """
+    if not name:
+        return config
+    known = {key: table.get(key, {}) for key in (*table, *variants)}
+    if name not in known:
+        raise ValueError(
+            f"{config.name} has no variant {name!r}; it has: "
+            f"{', '.join(nearest(name, sorted(known)))} (and none, for the laptop)."
+        )
+    changed = replaced(config, {**known[name], **variants.get(name, {})})
+    changed.name = f"{config.name}_{name}"
+    return changed
+
+
 def check_field(holder: Any, field: str, path: str = "") -> str:
     """`field`, if the dataclass `holder` has it; else a ValueError that lists what it has."""
     if not dataclasses.is_dataclass(holder):

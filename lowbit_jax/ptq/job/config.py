@@ -25,7 +25,7 @@ from lowbit_jax.ptq.job.options import (
     RTNConfig,
     SmoothQuantConfig,
 )
-from lowbit_jax.training.fields import nearest, replaced
+from lowbit_jax.training.fields import at_variant, replaced
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -127,17 +127,7 @@ class QuantizeConfig:
         Every config has "smoke" (a minute on two cores, on the model of float.py:smoke); keyword
         arguments add to it or to new ones: `variant(name, smoke={"brecq.steps": 10})`.
         """
-        if not name:
-            return self
-        known = {key: VARIANTS.get(key, {}) for key in (*VARIANTS, *variants)}
-        if name not in known:
-            raise ValueError(
-                f"{self.name} has no variant {name!r}; it has: "
-                f"{', '.join(nearest(name, sorted(known)))} (and none, for the laptop)."
-            )
-        config = self.replace({**known[name], **variants.get(name, {})})
-        config.name = f"{self.name}_{name}"
-        return config
+        return at_variant(self, name, VARIANTS, variants)
 
     def replace(self, changes: dict[str, Any]) -> "QuantizeConfig":
         """A copy with the fields of dotted path set: `replace({"gptq.damping": 0.1})`."""

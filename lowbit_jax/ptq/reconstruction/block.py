@@ -1,6 +1,7 @@
 """Reconstruction of blocks, and of single layers."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Literal, override
 
@@ -62,11 +63,11 @@ class Reconstruction(Stage):
             raise ValueError(f"Reconstruction: dropped={self.dropped} is not in [0, 1).")
 
     @override
-    def flops(self, shapes: Sequence[tuple[int, ...]], tokens: int) -> float:
-        # Forward and backward; the samples' share of the tokens is not known here.
-        return super().flops(shapes, tokens) + 6.0 * self.steps * self.batch * 256 * sum(
-            jnp.prod(jnp.asarray(shape)).item() for shape in shapes
-        )
+    def flops(self, shapes: Sequence[tuple[int, ...]], tokens: int, samples: int) -> float:
+        # Forward and backward of the tokens that its steps draw.
+        drawn = self.steps * self.batch * tokens / samples
+        products = sum(math.prod(shape) for shape in shapes)
+        return super().flops(shapes, tokens, samples) + 6.0 * drawn * products
 
     @override
     def block(self, work: BlockWork) -> None:

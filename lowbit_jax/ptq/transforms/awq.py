@@ -63,8 +63,8 @@ class AWQScale(Stage):
         check_which("AWQScale", self.links)
 
     @override
-    def flops(self, shapes, tokens) -> float:
-        return self.grid * super().flops(shapes, tokens)
+    def flops(self, shapes, tokens, samples) -> float:
+        return self.grid * super().flops(shapes, tokens, samples)
 
     @override
     def block(self, work: BlockWork) -> None:

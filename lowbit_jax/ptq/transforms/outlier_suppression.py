@@ -56,8 +56,8 @@ class OutlierSuppression(Stage):
         check_which("OutlierSuppression", self.links)
 
     @override
-    def flops(self, shapes, tokens) -> float:
-        return self.grid * super().flops(shapes, tokens)
+    def flops(self, shapes, tokens, samples) -> float:
+        return self.grid * super().flops(shapes, tokens, samples)
 
     @override
     def block(self, work: BlockWork) -> None:
