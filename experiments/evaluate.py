@@ -33,7 +33,7 @@ _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of a tab
 def main(argv: Sequence[str]) -> None:
     """Evaluates."""
     del argv
-    loaded = load_checkpoint(_CHECKPOINT.value)
+    loaded = load_checkpoint(_CHECKPOINT.value, prepare=True)
     sizes = {"length": _LENGTH.value, "batch": _BATCH.value, "max_windows": _MAX_WINDOWS.value}
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("evaluating", total=None)

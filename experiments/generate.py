@@ -25,7 +25,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.")
 def main(argv: Sequence[str]) -> None:
     """Generates."""
     del argv
-    loaded = load_checkpoint(_CHECKPOINT.value)
+    loaded = load_checkpoint(_CHECKPOINT.value, prepare=True)
     pieces = stream_text(
         loaded.model,
         loaded.tokenizer(),

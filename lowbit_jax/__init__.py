@@ -25,6 +25,8 @@ from lowbit_jax.estimators import lsq, ste
 from lowbit_jax.formats import (
     BINARY,
     FP4_E2M1,
+    FP8_E4M3,
+    FP8_E5M2,
     INT2,
     INT2_HALF,
     INT3,
@@ -50,7 +52,7 @@ from lowbit_jax.formats import (
     Minifloat,
 )
 from lowbit_jax.nn import Packed, QuantStat
-from lowbit_jax.ops import matmul
+from lowbit_jax.ops import Prepared, matmul, prepare
 from lowbit_jax.presets import presets
 from lowbit_jax.ptq import sensitivity
 from lowbit_jax.qtensor import QTensor, quantize
@@ -84,6 +86,7 @@ from lowbit_jax.surgery import (
     calibrate_model,
     dequantize_model,
     pack_model,
+    prepare_model,
     quantize_model,
     quantized_layers,
     recipe_of,
@@ -98,6 +101,8 @@ __all__ = [
     "FLOAT16",
     "FLOAT32",
     "FP4_E2M1",
+    "FP8_E4M3",
+    "FP8_E5M2",
     "INT2",
     "INT2_HALF",
     "INT3",
@@ -133,6 +138,7 @@ __all__ = [
     "PerGroup",
     "PerTensor",
     "PerToken",
+    "Prepared",
     "QTensor",
     "QuantSpec",
     "QuantStat",
@@ -156,6 +162,8 @@ __all__ = [
     "ops",
     "pack_model",
     "packing",
+    "prepare",
+    "prepare_model",
     "presets",
     "ptq",
     "quantize",

@@ -13,6 +13,8 @@ computing a value agree bit for bit.
 | ternary       | 2    | -1, 0, 1                                      | c - 1                    |
 | binary        | 1    | -1, 1                                         | 2 c - 1                  |
 | fp4_e2m1      | 4    | 0, .5, 1, 1.5, 2, 3, 4, 6, and negative       | sign, exponent, mantissa |
+| fp8_e4m3      | 8    | 0, 2**-9 .. 448, and negative                 | sign, exponent, mantissa |
+| fp8_e5m2      | 8    | 0, 2**-16 .. 57344, and negative              | sign, exponent, mantissa |
 | nf4           | 4    | 16 quantiles of the normal distribution       | the c-th, ascending      |
 """
 
@@ -138,7 +140,8 @@ class Minifloat(Format):
     """A small float: 1 sign, `exponent_bits`, `mantissa_bits`; subnormals, no infinities, no NaN.
 
     Rounding: nearest, ties to even mantissa, saturating at `largest`. The code of zero is always 0
-    (never minus zero).
+    (never minus zero). Codes above that of `largest`, where 8-bit formats keep infinities and NaN
+    (OCP OFP8), are never encoded.
 
     Attributes:
         exponent_bits: Bits of the exponent, biased by `2**(exponent_bits - 1) - 1`.
@@ -278,6 +281,8 @@ INT2_HALF: Final = IntGrid("int2_half", 2, qmin=-1.5, qmax=1.5, low=-1.5)
 TERNARY: Final = IntGrid("ternary", 2, qmin=-1, qmax=1, low=-1)
 BINARY: Final = IntGrid("binary", 1, qmin=-1, qmax=1, low=-1, step=2)
 FP4_E2M1: Final = Minifloat("fp4_e2m1", 4, exponent_bits=2, mantissa_bits=1, largest=6.0)
+FP8_E4M3: Final = Minifloat("fp8_e4m3", 8, exponent_bits=4, mantissa_bits=3, largest=448.0)
+FP8_E5M2: Final = Minifloat("fp8_e5m2", 8, exponent_bits=5, mantissa_bits=2, largest=57344.0)
 # The 16 values of QLoRA's NormalFloat (arXiv:2305.14314, appendix E).
 NF4: Final = Codebook(
     "nf4",
@@ -293,7 +298,7 @@ NF4: Final = Codebook(
 ALL: Final[tuple[Format, ...]] = (
     INT2, INT3, INT4, INT5, INT6, INT7, INT8, INT4_NARROW, INT8_NARROW,
     UINT2, UINT3, UINT4, UINT5, UINT6, UINT7, UINT8,
-    INT2_HALF, TERNARY, BINARY, FP4_E2M1, NF4,
+    INT2_HALF, TERNARY, BINARY, FP4_E2M1, FP8_E4M3, FP8_E5M2, NF4,
 )  # fmt: skip
 _BY_NAME: Final = {fmt.name: fmt for fmt in ALL}
 

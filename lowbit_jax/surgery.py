@@ -15,7 +15,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lowbit_jax.nn import PACKED_TWINS, TRAIN_TWINS, QuantStat, TrainTwin, Twin, to_float
+from lowbit_jax.nn import (
+    PACKED_TWINS,
+    TRAIN_TWINS,
+    PackedTwin,
+    QuantStat,
+    TrainTwin,
+    Twin,
+    to_float,
+)
+from lowbit_jax.ops import Prepared, Target, prepare
 from lowbit_jax.presets import presets
 from lowbit_jax.recipe import Recipe, Rule
 from lowbit_jax.scheme import LayerScheme
@@ -124,6 +133,38 @@ def pack_model(model: nnx.Module) -> nnx.Module:
         if module.scheme.weight is None:
             return module
         return _with_path(path, lambda: PACKED_TWINS[type(module)](module))
+
+    return rebuilt(model, replace)
+
+
+def prepare_model(model: nnx.Module, target: Target = "auto") -> nnx.Module:
+    """A new model whose packed layers hold their matrices in the order that a backend reads.
+
+    Call it once, behind loading; the result multiplies, and is neither saved nor packed again.
+    Layers that multiply another way (convolutions, stacks) and, with `target="auto"`, matrices that
+    the backend has no kernel for stay as they are.
+
+    Args:
+        model: A packed model.
+        target: See `prepare`.
+
+    Raises:
+        ValueError: No layer is packed.
+        NotImplementedError: A named target has no kernels for a layer; the message has its path.
+    """
+    if not any(isinstance(module, PackedTwin) for _, module in layers(model)):
+        raise ValueError("prepare_model: no layer of this model is packed. Call pack_model first.")
+
+    def replace(path: str, module: Any) -> Any:
+        operations = isinstance(module, PackedTwin) and module.multiplies_packed
+        if not operations or isinstance(module.matrix, Prepared):
+            return module
+        matrix = _with_path(path, lambda: prepare(module.matrix, target))
+        if matrix.meta.target == "xla":
+            return module
+        prepared = nnx.clone(module)
+        setattr(prepared, module.kernel_name, module.kernel_variable.replace(matrix))
+        return prepared
 
     return rebuilt(model, replace)
 

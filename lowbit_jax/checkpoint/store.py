@@ -1,90 +1,125 @@
 """Saving and loading of a whole model.
 
-A checkpoint is a folder: `manifest.json` and `arrays/` (an orbax tree). It appears under its name
-only when it is complete: everything is written beside it first and renamed last.
+A checkpoint is a folder: `manifest.json` and the folder of arrays that it names (an orbax tree).
+What was there stays whole and in use until the new content is complete: see folder.py.
 """
 
+import concurrent.futures
 import json
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 from etils import epath
 from flax import nnx
 
 from lowbit_jax import version
+from lowbit_jax.checkpoint import arrays, folder
 from lowbit_jax.checkpoint import tree as trees
-from lowbit_jax.checkpoint.manifest import ARRAYS, FILE, SCHEMA, previous_of, read_manifest
-from lowbit_jax.models import build, family_of, param_shardings
-from lowbit_jax.nn import PackedTwin
-from lowbit_jax.recipe import Recipe
-from lowbit_jax.surgery import pack_model, quantize_model, quantized_layers, recipe_of
-
-Kind = Literal["float", "train", "packed"]
+from lowbit_jax.checkpoint.digests import differing, digests
+from lowbit_jax.checkpoint.manifest import SCHEMA, is_sha256, located, read_manifest
+from lowbit_jax.checkpoint.plan import planned
+from lowbit_jax.checkpoint.structure import kind_of, structure
+from lowbit_jax.checkpoint.vocabulary import check_tokenizer
+from lowbit_jax.models import family_of, param_shardings
+from lowbit_jax.surgery import recipe_of
 
 
 def save(
     path: epath.PathLike,
     model: nnx.Module,
     *,
-    metadata: dict[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    tokenizer: Mapping[str, Any] | None = None,
+    source_sha256: str | None = None,
+    calibration_sha256: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Writes a float, quantized or packed model.
+    """Writes a float, quantized or packed model; every process of a run calls it.
 
     Args:
-        path: Folder to create.
+        path: Folder to create, on a file system or behind gs://.
         model: Of any class; one of a registered family is rebuilt by `load` without further help.
-        metadata: JSON-able extras (a tokenizer, provenance), found again in the manifest.
+        metadata: JSON-able extras (provenance), found again in the manifest.
+        tokenizer: JSON-able, from `Tokenizer.to_json`.
+        source_sha256: `digest` of the float model that this one was made from.
+        calibration_sha256: Of the data that it was calibrated with.
         overwrite: Whether an existing checkpoint at `path` is replaced, once the new one is
-            complete.
+            complete. Killed at any moment, it leaves the old one in use.
 
     Raises:
-        ValueError: `path` exists and `overwrite` is False.
+        ValueError: `path` exists and `overwrite` is False, the tokenizer has tokens that the model
+            has no embedding for, a digest is none, or the model was prepared for a backend.
+    """
+    save_async(
+        path,
+        model,
+        metadata=metadata,
+        tokenizer=tokenizer,
+        source_sha256=source_sha256,
+        calibration_sha256=calibration_sha256,
+        overwrite=overwrite,
+    ).result()
+
+
+def save_async(
+    path: epath.PathLike,
+    model: nnx.Module,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    tokenizer: Mapping[str, Any] | None = None,
+    source_sha256: str | None = None,
+    calibration_sha256: str | None = None,
+    overwrite: bool = False,
+) -> concurrent.futures.Future[None]:
+    """`save`, which returns once the model may change (or be donated) and goes on writing.
+
+    Another save to the same path has to wait for it.
+
+    Returns: What is done when the checkpoint is; `result()` waits and raises what went wrong. A
+        process that exits waits for it too.
     """
     path = epath.Path(path)
-    previous = previous_of(path)
-    if previous.exists() and not path.exists():
-        previous.rename(path)  # a run that died while it replaced this one
-    if path.exists() and not overwrite:
-        raise ValueError(f"{path} exists already. Choose another path, or pass overwrite=True.")
-    family, config = family_of(model) if _registered(model) else (None, None)
-    recipe = recipe_of(model)
+    folder.check_free(path, overwrite=overwrite)
     state = nnx.state(model)
-    manifest = {
-        "schema": SCHEMA,
-        "library": f"lowbit_jax {version.__version__}",
-        "family": family,
-        "config": config,
-        "kind": _kind(model),
-        "recipe": None if recipe is None else json.loads(recipe.to_json()),
-        "tensors": trees.describe(state),
-        "metadata": metadata or {},
+    manifest = _manifest(model, state) | {
+        "tokenizer": None if tokenizer is None else dict(tokenizer),
+        "source_sha256": source_sha256,
+        "calibration_sha256": calibration_sha256,
+        "metadata": dict(metadata or {}),
     }
-    text = json.dumps(manifest, indent=1)
-    partial = path.parent / f".{path.name}.partial"
-    if partial.exists():
-        partial.rmtree()
-    partial.mkdir(parents=True)
-    with ocp.PyTreeCheckpointer() as writer:
-        writer.save(partial.resolve() / ARRAYS, trees.to_tree(state))
-    (partial / FILE).write_text(text)
-    if not path.exists():
-        partial.rename(path)
-        return
-    if previous.exists():
-        previous.rmtree()
-    path.rename(previous)
+    check_tokenizer(path, manifest)
+    for key in ("source_sha256", "calibration_sha256"):
+        if manifest[key] is not None and not is_sha256(manifest[key]):
+            raise ValueError(f"{path}: {key} {manifest[key]!r} is no SHA-256 of 64 digits.")
+    json.dumps(manifest)  # what is no JSON fails before anything is written
+    manifest["arrays"] = folder.prepare(path)
+    writer = arrays.Writer()
     try:
-        partial.rename(path)
+        writer.start(path / manifest["arrays"], trees.raw(trees.to_tree(state)))
+        for name, sha256 in digests(state).items():
+            manifest["tensors"][name]["sha256"] = sha256
     except BaseException:
-        previous.rename(path)
+        writer.close()
         raise
-    previous.rmtree()
+    text = json.dumps(manifest, indent=1)
+
+    def finish() -> None:
+        writer.finish()
+        folder.commit(path, text, manifest["arrays"])
+
+    pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="save")
+    future = pool.submit(finish)
+    pool.shutdown(wait=False)
+    return future
 
 
 def load(
-    path: epath.PathLike, model: nnx.Module | None = None, mesh: jax.sharding.Mesh | None = None
+    path: epath.PathLike,
+    model: nnx.Module | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    *,
+    verify: bool = False,
 ) -> nnx.Module:
     """Reads a model; a packed one never has its dense kernels made.
 
@@ -92,71 +127,65 @@ def load(
         path: Folder that `save` wrote.
         model: For a model of no registered family: its float self, abstract (`nnx.eval_shape`) or
             not; only its structure is used.
-        mesh: Where the arrays go, by the model's sharding table; default one device.
+        mesh: Where the arrays go, by the model's sharding table, whatever devices wrote them; each
+            process reads what its devices need. Default: one device.
+        verify: Whether the digest of every array is checked, at about 1.5 GB a second and core.
 
     Raises:
-        ValueError: No checkpoint, an unknown schema or family, or arrays that do not belong to the
-            manifest.
+        ValueError: No checkpoint, an unknown schema, layout or family, arrays that do not belong to
+            the manifest or (`verify`) have another content, a tokenizer with tokens that the model
+            has no embedding for.
     """
-    path = epath.Path(path)
+    path = located(path)
     manifest = read_manifest(path)
-    abstract = _abstract(path, manifest, model)
-    graphdef, state = nnx.split(abstract)
-    expected = trees.describe(state)
-    if expected != manifest["tensors"]:
-        differing = sorted(
-            name
-            for name in set(expected) | set(manifest["tensors"])
-            if expected.get(name) != manifest["tensors"].get(name)
+    if verify and manifest["schema"] == 1:
+        raise NotImplementedError(
+            f"{path}: schema 1 kept no digests, so there is nothing to verify. Load it without "
+            "verify, and save it again."
         )
+    check_tokenizer(path, manifest)
+    where = path / manifest["arrays"]
+    if manifest["schema"] == 1:
+        graphdef, state = structure(path, manifest, model)
+        tree = arrays.read_schema_1(where, _placed(trees.to_tree(state), mesh))
+    else:
+        target = _placed(_planned(path, manifest), mesh)
+        # The disk is read while the model's structure is traced, which takes about as long.
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(arrays.read, where, target)
+            graphdef, state = structure(path, manifest, model)
+        tree = reading.result()
+    restored = trees.from_tree(tree, state)
+    if verify and (wrong := differing(manifest["tensors"], restored)):
         raise ValueError(
-            f"{path}: {len(differing)} tensors differ from what the manifest's model has, the "
-            f"first being {differing[0]}: {manifest['tensors'].get(differing[0])} on disk, "
-            f"{expected.get(differing[0])} in the model."
+            f"{path}: the content of {len(wrong)} arrays is not what was saved (their SHA-256 "
+            f"differs): {', '.join(wrong[:3])}. The files are damaged or were exchanged; restore "
+            "the folder from a copy."
         )
-    target = _placed(trees.to_tree(state), mesh)
+    return nnx.merge(graphdef, restored)
+
+
+def _manifest(model: nnx.Module, state: nnx.State) -> dict[str, Any]:
+    """What the manifest says of the model itself, without the digests."""
+    family, config = family_of(model) if _registered(model) else (None, None)
+    recipe = recipe_of(model)
+    return {
+        "schema": SCHEMA,
+        "library": f"lowbit_jax {version.__version__}",
+        "family": family,
+        "config": config,
+        "kind": kind_of(model),
+        "recipe": None if recipe is None else json.loads(recipe.to_json()),
+        "tensors": trees.describe(state),
+    }
+
+
+def _planned(path: epath.Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """The arrays that the manifest lists, or an error that names it."""
     try:
-        with ocp.PyTreeCheckpointer() as reader:
-            restored = reader.restore(
-                (path / ARRAYS).resolve(),
-                args=ocp.args.PyTreeRestore(
-                    item=target, restore_args=ocp.checkpoint_utils.construct_restore_args(target)
-                ),
-            )
-    except Exception as error:  # orbax raises the bare class for a chunk that cannot be decoded
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{path / ARRAYS}: the arrays cannot be read ({reason}). The folder is truncated or "
-            "damaged; restore it from a copy."
-        ) from error
-    return nnx.merge(graphdef, trees.from_tree(restored, state))
-
-
-def _abstract(path: epath.Path, manifest: dict[str, Any], model: nnx.Module | None) -> nnx.Module:
-    """The checkpoint's model without arrays: made float, then quantized and packed if it is."""
-    if model is None and manifest["family"] is None:
-        raise ValueError(
-            f"{path}: its model is of no registered family. Pass load(path, "
-            "model=nnx.eval_shape(...))."
-        )
-    recipe = manifest["recipe"] and Recipe.from_json(json.dumps(manifest["recipe"]))
-    graphdef: Any = None
-    given: nnx.State | None = None
-    if model is not None:
-        graphdef, given = nnx.split(model)
-
-    def make(given: nnx.State | None) -> nnx.Module:
-        if given is None:
-            made = build(manifest["family"], manifest["config"], nnx.Rngs(0))
-        else:
-            made = nnx.merge(graphdef, given)
-        if recipe and not any(True for _ in quantized_layers(made)):
-            made = quantize_model(made, recipe)
-        if manifest["kind"] == "packed" and _kind(made) != "packed":
-            made = pack_model(made)
-        return made
-
-    return nnx.eval_shape(make, given)
+        return planned(manifest["tensors"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _placed(tree: dict[str, Any], mesh: jax.sharding.Mesh | None) -> dict[str, Any]:
@@ -171,13 +200,6 @@ def _placed(tree: dict[str, Any], mesh: jax.sharding.Mesh | None) -> dict[str, A
         tree,
         shardings,
     )
-
-
-def _kind(model: nnx.Module) -> Kind:
-    twins = [twin for _, twin in quantized_layers(model)]
-    if not twins:
-        return "float"
-    return "packed" if any(isinstance(twin, PackedTwin) for twin in twins) else "train"
 
 
 def _registered(model: nnx.Module) -> bool:

@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import jax
 from flax import nnx
 
+from lowbit_jax.checkpoint.manifest import LAYOUT
+from lowbit_jax.ops import Prepared
 from lowbit_jax.qtensor import QTensor
 
 _PARTS = ("scale", "zero_point", "global_scale")
@@ -13,16 +16,23 @@ def to_tree(state: nnx.State) -> dict[str, Any]:
     """NNX state to nested dicts by string; a QTensor becomes {"words_0": .., "scale": .., ..}."""
     tree: dict[str, Any] = {}
     for path, variable in nnx.to_flat_state(state):
-        node = tree
-        for key in path[:-1]:
-            node = node.setdefault(str(key), {})
         value = _value(variable)
-        node[str(path[-1])] = _parts(value) if isinstance(value, QTensor) else value
+        insert(tree, path, qtensor_parts(value) if isinstance(value, QTensor) else value)
     return tree
 
 
+def insert(tree: dict[str, Any], path: tuple[Any, ...], value: Any) -> None:
+    """Puts `value` into nested dicts at `path`."""
+    for key in path[:-1]:
+        tree = tree.setdefault(str(key), {})
+    tree[str(path[-1])] = value
+
+
 def from_tree(tree: dict[str, Any], abstract: nnx.State) -> nnx.State:
-    """The inverse of `to_tree`, for a state of the same structure as `abstract`."""
+    """The inverse of `to_tree`, for a state of the same structure as `abstract`.
+
+    Random keys may come as they are or as the numbers that `raw` made of them.
+    """
     flat = []
     for path, variable in nnx.to_flat_state(abstract):
         node: Any = tree
@@ -31,8 +41,26 @@ def from_tree(tree: dict[str, Any], abstract: nnx.State) -> nnx.State:
         value = _value(variable)
         if isinstance(value, QTensor):
             node = _join(node, value)
+        elif _is_key(value) and not _is_key(node):
+            node = jax.random.wrap_key_data(node, impl=key_impl(str(value.dtype)))
         flat.append((path, variable.replace(node) if isinstance(variable, nnx.Variable) else node))
     return nnx.from_flat_state(flat)
+
+
+def raw(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with random keys as uint32 arrays, which every reader of files knows."""
+    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)
+
+
+def key_impl(dtype: str) -> str:
+    """The name of the generator of random keys with this dtype, "key<fry>" for one.
+
+    Raises: ValueError: It is not one of jax's.
+    """
+    for impl in ("threefry2x32", "rbg", "unsafe_rbg"):
+        if str(jax.eval_shape(lambda impl=impl: jax.random.key(0, impl=impl)).dtype) == dtype:
+            return impl
+    raise ValueError(f"no generator of random keys has the dtype {dtype!r}.")
 
 
 def describe(state: nnx.State) -> dict[str, Any]:
@@ -42,17 +70,38 @@ def describe(state: nnx.State) -> dict[str, Any]:
         value = _value(variable)
         entry: dict[str, Any] = {"shape": list(value.shape), "dtype": str(value.dtype)}
         if isinstance(value, QTensor):
-            entry |= {"spec": value.spec.to_dict(), "layout": "planes-k-low-first"}
+            entry |= {"spec": value.spec.to_dict(), "layout": LAYOUT}
         tensors["/".join(map(str, path))] = entry
     return tensors
 
 
+def parts(state: nnx.State) -> dict[tuple[str, str], Any]:
+    """Every array by (path of its variable, part of a QTensor); the part of others is ""."""
+    arrays: dict[tuple[str, str], Any] = {}
+    for path, variable in nnx.to_flat_state(state):
+        name, value = "/".join(map(str, path)), _value(variable)
+        of_value = qtensor_parts(value) if isinstance(value, QTensor) else {"": value}
+        arrays |= {(name, part): array for part, array in of_value.items()}
+    return arrays
+
+
 def _value(leaf: Any) -> Any:
     """What a variable holds; a plain array among a model's attributes (a mask) is a leaf itself."""
-    return leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
+    value = leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
+    if isinstance(value, Prepared):
+        raise ValueError(
+            f"a kernel was prepared for {value.meta.target!r}; what is prepared is for multiplying "
+            "only, and its order may change. Save the model that lb.prepare_model was given."
+        )
+    return value
 
 
-def _parts(q: QTensor) -> dict[str, Any]:
+def _is_key(x: Any) -> bool:
+    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def qtensor_parts(q: QTensor) -> dict[str, Any]:
+    """A QTensor's arrays by name."""
     parts = {f"words_{i}": plane for i, plane in enumerate(q.words)}
     return parts | {name: getattr(q, name) for name in _PARTS if getattr(q, name) is not None}
 

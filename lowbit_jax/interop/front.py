@@ -10,6 +10,7 @@ from lowbit_jax.data.tokenizers import Tokenizer
 from lowbit_jax.interop import gguf, gguf_models, huggingface, torch_models, torch_pickle
 from lowbit_jax.interop.gguf_tokenizers import tokenizer_of
 from lowbit_jax.interop.hf_tokenizers import load_tokenizer
+from lowbit_jax.interop.methods import Weights
 
 _KINDS: Final = (
     "a GGUF file, a Hugging Face folder (config.json with 'architectures', safetensors), or a "
@@ -22,7 +23,7 @@ _OWN: Final = "manifest.json"  # of lowbit_jax.checkpoint
 class Imported:
     """What was found at a path.
 
-    model: Of a registered family; float32, in evaluation mode.
+    model: Of a registered family, in evaluation mode; float32 but for packed layers.
     tokenizer: None where there is none.
     source: Where it came from, JSON-able: "path", "format" ("gguf", "huggingface" or "torch") and
         "architecture".
@@ -33,11 +34,13 @@ class Imported:
     source: dict[str, Any]
 
 
-def load_model(path: str | Path) -> Imported:
+def load_model(path: str | Path, *, weights: Weights = "float") -> Imported:
     """Loads a model of another program, and its tokenizer.
 
     Args:
         path: A GGUF file, a folder as transformers writes them, or a torch file of a CIFAR ResNet.
+        weights: What quantized tensors become: "float" dequantizes them; "packed" keeps their codes
+            and scales as they are, in packed layers, and never makes the dense kernel.
     Raises:
         FileNotFoundError: Nothing is there.
         ValueError: It is none of these, or damaged: truncated, or its parts contradict one another.
@@ -48,14 +51,14 @@ def load_model(path: str | Path) -> Imported:
     if not path.exists():
         raise FileNotFoundError(f"{path}: nothing is there; a model would be {_KINDS}.")
     if path.is_dir():
-        return _folder(path)
+        return _folder(path, weights)
     with path.open("rb") as file:
         begin = file.read(len(torch_pickle.LEGACY))
     if begin.startswith(gguf.MAGIC):
         opened = gguf.GGUFFile(path)
         architecture = gguf_models.architecture_of(opened)
         tokenizer = tokenizer_of(opened.metadata, str(path))
-        model = gguf_models.load_decoder(opened)
+        model = gguf_models.load_decoder(opened, weights)
         if tokenizer is not None and tokenizer.vocab > model.config.vocab:
             raise ValueError(
                 f"{path}: the tokenizer has {tokenizer.vocab} tokens, and the embedding only "
@@ -68,14 +71,14 @@ def load_model(path: str | Path) -> Imported:
     raise ValueError(f"{path}: begins with {begin[:8]!r} and is not {_KINDS}.{hint}")
 
 
-def _folder(path: Path) -> Imported:
+def _folder(path: Path, weights: Weights) -> Imported:
     if (path / _OWN).is_file():
         raise ValueError(
             f"{path}: a checkpoint of lowbit_jax; lowbit_jax.checkpoint.load reads it."
         )
     if not (path / huggingface.CONFIG).is_file():
         raise ValueError(f"{path}: a folder without {huggingface.CONFIG}; a model is {_KINDS}.")
-    model, architecture = huggingface.load_decoder(path)
+    model, architecture = huggingface.load_decoder(path, weights)
     return Imported(model, load_tokenizer(path), _source(path, "huggingface", architecture))
 
 

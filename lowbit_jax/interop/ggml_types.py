@@ -1,22 +1,20 @@
 """How ggml stores numbers: blocks of a row, and what each block decodes to.
 
-A tensor is rows of `block` elements at a time, `size` bytes each. Decoded here are the float types
-and the two oldest block formats:
-
-    Q8_0   float16 d, int8 q[32]     value j = q[j] * d
-    Q4_0   float16 d, uint8 q[16]    value j = ((q[j] & 15) - 8) * d
-                                     value j + 16 = ((q[j] >> 4) - 8) * d
-
-with `d` widened to float32 first and one float32 product, as ggml computes it. The sizes of the
-other types are known too, so that a file that holds some can be checked, and refused by name.
+A tensor is rows of `block` elements at a time, `size` bytes each. Decoded here are the float types;
+those of `codecs.ggml_blocks` are one float32 product of code and scale, as ggml computes it. The
+sizes of the other types are known too, so that a file that holds some can be checked, and refused
+by name.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 from jaxtyping import Float32, UInt8
+
+from lowbit_jax.interop.codecs.ggml_blocks import dequantize
 
 Bytes = UInt8[np.ndarray, " size"]
 Values = Float32[np.ndarray, " n"]
@@ -51,27 +49,19 @@ def _bf16(data: Bytes) -> Values:
     return (data.view("<u2").astype(np.uint32) << 16).view(np.float32)
 
 
-def _q8_0(data: Bytes) -> Values:
-    blocks = data.view([("d", "<f2"), ("q", "i1", 32)])
-    return (blocks["q"].astype(np.float32) * blocks["d"].astype(np.float32)[:, None]).reshape(-1)
-
-
-def _q4_0(data: Bytes) -> Values:
-    blocks = data.view([("d", "<f2"), ("q", "u1", 16)])
-    nibbles = np.concatenate([blocks["q"] & 15, blocks["q"] >> 4], axis=1)
-    codes = nibbles.astype(np.float32) - np.float32(8)
-    return (codes * blocks["d"].astype(np.float32)[:, None]).reshape(-1)
+def _blocks(name: str) -> Callable[[Bytes], Values]:
+    return functools.partial(dequantize, type=name)
 
 
 # By the number that stands in the file. Numbers left out were given up by ggml.
 TYPES: Final[dict[int, GGMLType]] = {
     0: GGMLType("F32", 1, 4, _f32),
     1: GGMLType("F16", 1, 2, _f16),
-    2: GGMLType("Q4_0", 32, 18, _q4_0),
+    2: GGMLType("Q4_0", 32, 18, _blocks("Q4_0")),
     3: GGMLType("Q4_1", 32, 20),
     6: GGMLType("Q5_0", 32, 22),
     7: GGMLType("Q5_1", 32, 24),
-    8: GGMLType("Q8_0", 32, 34, _q8_0),
+    8: GGMLType("Q8_0", 32, 34, _blocks("Q8_0")),
     9: GGMLType("Q8_1", 32, 36),
     10: GGMLType("Q2_K", 256, 84),
     11: GGMLType("Q3_K", 256, 110),
@@ -94,8 +84,8 @@ TYPES: Final[dict[int, GGMLType]] = {
     28: GGMLType("F64", 1, 8),
     29: GGMLType("IQ1_M", 256, 56),
     30: GGMLType("BF16", 1, 2, _bf16),
-    34: GGMLType("TQ1_0", 256, 54),
-    35: GGMLType("TQ2_0", 256, 66),
-    39: GGMLType("MXFP4", 32, 17),
+    34: GGMLType("TQ1_0", 256, 54, _blocks("TQ1_0")),
+    35: GGMLType("TQ2_0", 256, 66, _blocks("TQ2_0")),
+    39: GGMLType("MXFP4", 32, 17, _blocks("MXFP4")),
     40: GGMLType("NVFP4", 64, 36),
 }

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 
 from lowbit_jax.interop.ggml_types import TYPES, GGMLType
 
@@ -94,8 +94,12 @@ class GGUFFile:
                 f"{self.path}: tensor {name!r} is stored as {tensor.type.name}, which is not "
                 f"decoded here. Decoded: {known}. Convert the file to one of them."
             )
-        data = self._data[tensor.start : tensor.start + tensor.size]
-        return tensor.type.decode(np.asarray(data)).reshape(tensor.shape)
+        return tensor.type.decode(self.raw(name)).reshape(tensor.shape)
+
+    def raw(self, name: str) -> UInt8[np.ndarray, " size"]:
+        """A tensor's bytes. Raises: KeyError: No tensor `name`."""
+        tensor = self.tensors[name]
+        return np.asarray(self._data[tensor.start : tensor.start + tensor.size])
 
 
 class _Reader:

@@ -7,21 +7,26 @@ already; and some constants of Gemma stand in llama.cpp instead of in the file.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float32
 
+from lowbit_jax.interop.codecs.ggml_blocks import BLOCK_TYPES, decode
+from lowbit_jax.interop.codecs.parts import Kernel
 from lowbit_jax.interop.fields import Fields
 from lowbit_jax.interop.gguf import GGUFFile
+from lowbit_jax.interop.methods import Weights
+from lowbit_jax.interop.packed import fill_packed
 from lowbit_jax.interop.rotary import linear_factors
-from lowbit_jax.interop.weights import fill_decoder, require_layers, require_sizes
+from lowbit_jax.interop.weights import fill_decoder, layer_name, require_layers, require_sizes
 from lowbit_jax.models import Decoder, DecoderConfig
+from lowbit_jax.quantizers import Quantizer
 
 _LAYER: Final = r"blk\.(\d+)\."
-_ROPE_FACTORS: Final = "rope_freqs.weight"
-_NAMES: Final = {
+ROPE_FACTORS: Final = "rope_freqs.weight"
+NAMES: Final = {
     "embed/embedding": "token_embd.weight",
     "norm/scale": "output_norm.weight",
     "head/kernel": "output.weight",
@@ -97,8 +102,27 @@ class _Source:
     """A file's tensors but for the table of rotary factors, which is configuration."""
 
     def __init__(self, file: GGUFFile):
-        self.where, self.read = str(file.path), file.read
-        self.shapes = {n: t.shape for n, t in file.tensors.items() if n != _ROPE_FACTORS}
+        self.where, self.read, self.file = str(file.path), file.read, file
+        tensors = {n: t for n, t in file.tensors.items() if n != ROPE_FACTORS}
+        self.shapes = {n: t.shape for n, t in tensors.items()}
+        self.quantized = frozenset(
+            n for n, t in tensors.items() if t.type.name in BLOCK_TYPES and len(t.shape) == 2
+        )
+
+    def kernel(self, name: str) -> Kernel:
+        """See `interop.packed.PackedSource`."""
+        tensor = self.file.tensors[name]
+        rows, inputs = tensor.shape
+        where = f"{self.where}: {name}"
+        return decode(self.file.raw(name), (rows, inputs), tensor.type.name, where=where)
+
+    def input(self, name: str) -> Quantizer | None:
+        """None: what GGUF says of weights says nothing of activations."""
+        return None
+
+    def input_state(self, name: str) -> Mapping[str, np.ndarray]:
+        """None."""
+        return {}
 
 
 def architecture_of(file: GGUFFile) -> str:
@@ -117,8 +141,8 @@ def architecture_of(file: GGUFFile) -> str:
     return name
 
 
-def load_decoder(file: GGUFFile) -> Decoder:
-    """The model in a file, in float32.
+def load_decoder(file: GGUFFile, weights: Weights = "float") -> Decoder:
+    """The model in a file; what is not packed is float32.
 
     Raises:
         ValueError: Metadata and tensors do not belong together.
@@ -134,7 +158,16 @@ def load_decoder(file: GGUFFile) -> Decoder:
             return half_split(tensor, config.kv_heads)
         return tensor
 
-    return fill_decoder(config, source, _NAMES, prepare=prepare)
+    if weights == "float" or not source.quantized:
+        return fill_decoder(config, source, NAMES, prepare=prepare)
+
+    def columns(path: str) -> np.ndarray | None:
+        n = source.shapes[layer_name(NAMES, path)][0]
+        order = np.arange(n, dtype=np.float32).reshape(-1, 1)
+        moved = prepare(path, order)
+        return None if moved is order else moved.reshape(-1).astype(np.int32)
+
+    return fill_packed(config, source, NAMES, prepare=prepare, columns=columns)
 
 
 def half_split(
@@ -152,9 +185,9 @@ def _config(file: GGUFFile, family: _Family, source: _Source) -> DecoderConfig:
     for name in ("attention.head_count", "attention.head_count_kv", "feed_forward_length"):
         if isinstance(fields.values.get(fields.prefix + name), np.ndarray):
             fields.unsupported(name, "layers of different sizes have no loader")
-    embedding = source.shapes.get(_NAMES["embed/embedding"], ())
+    embedding = source.shapes.get(NAMES["embed/embedding"], ())
     if len(embedding) != 2:
-        raise ValueError(f"{source.where}: there is no matrix {_NAMES['embed/embedding']}.")
+        raise ValueError(f"{source.where}: there is no matrix {NAMES['embed/embedding']}.")
     layers = fields.integer("block_count")
     require_layers(source, _LAYER, layers)
     heads = fields.integer("attention.head_count")
@@ -167,14 +200,14 @@ def _config(file: GGUFFile, family: _Family, source: _Source) -> DecoderConfig:
         ffn_dim=fields.integer("feed_forward_length"),
         max_length=fields.integer("context_length"),
         head_dim=fields.integer("attention.key_length", None),
-        tied=_NAMES["head/kernel"] not in source.shapes,
+        tied=NAMES["head/kernel"] not in source.shapes,
         norm_eps=fields.number("attention.layer_norm_rms_epsilon"),
         rope_theta=fields.number("rope.freq_base", 10000.0),
         qkv_bias="blk.0.attn_q.bias" in source.shapes,
         qk_norm="blk.0.attn_q_norm.weight" in source.shapes,
         query_scale=fields.number("attention.scale", None),
     )
-    require_sizes(config, source, _NAMES)
+    require_sizes(config, source, NAMES)
     for name in ("attention.value_length", "rope.dimension_count"):
         if fields.integer(name, config.head_size) != config.head_size:
             fields.unsupported(name, f"heads are {config.head_size} wide, and all of one is used")
@@ -183,13 +216,13 @@ def _config(file: GGUFFile, family: _Family, source: _Source) -> DecoderConfig:
 
 
 def _rope_factors(file: GGUFFile, fields: Fields, head_size: int) -> tuple[float, ...] | None:
-    if _ROPE_FACTORS in file.tensors:
-        if file.tensors[_ROPE_FACTORS].shape != (head_size // 2,):
+    if ROPE_FACTORS in file.tensors:
+        if file.tensors[ROPE_FACTORS].shape != (head_size // 2,):
             raise ValueError(
-                f"{file.path}: {_ROPE_FACTORS} has the shape {file.tensors[_ROPE_FACTORS].shape}, "
+                f"{file.path}: {ROPE_FACTORS} has the shape {file.tensors[ROPE_FACTORS].shape}, "
                 f"and heads of width {head_size} have {head_size // 2} frequencies."
             )
-        return tuple(file.read(_ROPE_FACTORS).tolist())
+        return tuple(file.read(ROPE_FACTORS).tolist())
     kind = fields.text("rope.scaling.type", "none")
     if kind == "none":
         return None

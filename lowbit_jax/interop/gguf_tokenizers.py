@@ -146,14 +146,19 @@ def _byte_level(parts: _Parts) -> tokenizers.Tokenizer:
             parts.fail("merges", f"has {merge!r}, which is not two tokens")
         merges.append((first, second))
     engine = tokenizers.Tokenizer(models.BPE(parts.numbers, merges))
-    engine.pre_tokenizer = pre_tokenizers.Sequence(_cutting(parts))
+    name = parts.metadata.get("tokenizer.ggml.pre", "gpt-2")
+    engine.pre_tokenizer = pre_tokenizers.Sequence(cutting(name, parts.where))
     engine.decoder = decoders.ByteLevel()
     return engine
 
 
-def _cutting(parts: _Parts) -> list[Any]:
-    """How text is cut before the merges, which do not cross a cut."""
-    name = parts.metadata.get("tokenizer.ggml.pre", "gpt-2")
+def cutting(name: Any, where: str) -> list[Any]:
+    """How text is cut before the merges, which do not cross a cut.
+
+    name: The rule's name in `tokenizer.ggml.pre`.
+    where: The file, for messages.
+    Raises: NotImplementedError: A rule that is not known here.
+    """
     gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     if name in ("gpt-2", "default"):
         return [gpt2]
@@ -162,7 +167,7 @@ def _cutting(parts: _Parts) -> list[Any]:
     digits = {"llama3": 3, "llama-v3": 3, "llama-bpe": 3, "qwen2": 1}
     if name not in digits:
         raise NotImplementedError(
-            f"{parts.where}: tokenizer.ggml.pre is {name!r}, a rule that is not known here. "
+            f"{where}: tokenizer.ggml.pre is {name!r}, a rule that is not known here. "
             f"Known: {['gpt-2', 'default', 'smollm', *digits]}."
         )
     words = tokenizers.Regex(_WORDS.replace("%d", str(digits[name])))

@@ -14,8 +14,10 @@ from typing import Any, Final
 import numpy as np
 
 from lowbit_jax.interop.fields import Fields
+from lowbit_jax.interop.methods import Weights, open_tensors
+from lowbit_jax.interop.packed import fill_packed
+from lowbit_jax.interop.quantized import QuantizedTensors
 from lowbit_jax.interop.rotary import linear_factors, llama3_factors
-from lowbit_jax.interop.safetensors_files import SafeTensors
 from lowbit_jax.interop.weights import (
     TensorSource,
     fill_decoder,
@@ -27,7 +29,7 @@ from lowbit_jax.models import Decoder, DecoderConfig
 CONFIG: Final = "config.json"
 _LAYER: Final = r"model\.layers\.(\d+)\."
 _BUFFERS: Final = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
-_NAMES: Final = {
+NAMES: Final = {
     "embed/embedding": "model.embed_tokens.weight",
     "norm/scale": "model.norm.weight",
     "head/kernel": "lm_head.weight",
@@ -45,7 +47,7 @@ _NAMES: Final = {
     "layers/{}/mlp/up/kernel": "model.layers.{}.mlp.up_proj.weight",
     "layers/{}/mlp/down/kernel": "model.layers.{}.mlp.down_proj.weight",
 }
-_GEMMA_NAMES: Final = _NAMES | {
+_GEMMA_NAMES: Final = NAMES | {
     "layers/{}/attention_post_norm/scale": "model.layers.{}.post_attention_layernorm.weight",
     "layers/{}/mlp_norm/scale": "model.layers.{}.pre_feedforward_layernorm.weight",
     "layers/{}/mlp_post_norm/scale": "model.layers.{}.post_feedforward_layernorm.weight",
@@ -64,13 +66,13 @@ class Family:
     """
 
     options: Callable[[Fields, DecoderConfig], dict[str, Any]]
-    names: Mapping[str, str] = dataclasses.field(default_factory=lambda: _NAMES)
+    names: Mapping[str, str] = dataclasses.field(default_factory=lambda: NAMES)
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     norm_offset: float = 0.0
 
 
-def load_decoder(folder: Path) -> tuple[Decoder, str]:
-    """The model in a folder, in float32, and its architecture.
+def load_decoder(folder: Path, weights: Weights = "float") -> tuple[Decoder, str]:
+    """The model in a folder and its architecture; what is not packed is float32.
 
     Raises:
         ValueError: Files are damaged, or do not belong together.
@@ -78,15 +80,21 @@ def load_decoder(folder: Path) -> tuple[Decoder, str]:
     """
     fields = read_config(folder)
     name = architecture_of(fields)
-    family, source = FAMILIES[name], SafeTensors(folder)
+    family, source = FAMILIES[name], open_tensors(folder, fields)
     config = decoder_config(fields, family, source)
+    if isinstance(source, QuantizedTensors):
+        source.drop_zero_biases(keep=r".*\.[qkv]_proj" if config.qkv_bias else "")
 
     def prepare(path: str, tensor: np.ndarray) -> np.ndarray:
         return tensor + np.float32(family.norm_offset) if path.endswith("scale") else tensor
 
     # Some files keep a head that is the embedding again, and older ones the rotary frequencies.
     unused = f"{_BUFFERS}|lm_head.weight" if config.tied else _BUFFERS
-    return fill_decoder(config, source, family.names, prepare=prepare, unused=unused), name
+    if isinstance(source, QuantizedTensors) and weights == "packed":
+        model = fill_packed(config, source, family.names, prepare=prepare, unused=unused)
+    else:
+        model = fill_decoder(config, source, family.names, prepare=prepare, unused=unused)
+    return model, name
 
 
 def read_config(folder: Path, name: str = CONFIG) -> Fields:
@@ -106,7 +114,7 @@ def architecture_of(fields: Fields) -> str:
 
     Raises:
         ValueError: It names none.
-        NotImplementedError: It is none that is known here, or the weights are quantized.
+        NotImplementedError: It is none that is known here.
     """
     match fields.values.get("architectures"):
         case [str(name), *_]:
@@ -118,8 +126,6 @@ def architecture_of(fields: Fields) -> str:
             f"{fields.where}: the architecture {name!r} is not supported. Supported: "
             f"{sorted(FAMILIES)}."
         )
-    if fields.has("quantization_config"):
-        fields.unsupported("quantization_config", "float weights are read here")
     return name
 
 

@@ -3,7 +3,7 @@
     header length u64 | header: JSON {"name": {"dtype", "shape", "data_offsets"}, ...} | data
 
 Offsets are [begin, end) in bytes behind the header. Every one is held against the file's size
-before anything is read; a tensor is decoded to float32 when it is asked for.
+before anything is read; a tensor is read when it is asked for, decoded to float32 or as it lies.
 """
 
 import dataclasses
@@ -13,28 +13,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+import ml_dtypes
 import numpy as np
 from jaxtyping import Float32
 
 _INDEX: Final = "model.safetensors.index.json"
 _SINGLE: Final = "model.safetensors"
-_DTYPES: Final = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"}
-_MAX_RANK: Final = 8
-# Bytes of one element of what is not read here, so that a file that has some can be checked.
-_OTHER: Final = {
-    "BOOL": 1,
-    "U8": 1,
-    "I8": 1,
-    "U16": 2,
-    "I16": 2,
-    "U32": 4,
-    "I32": 4,
-    "U64": 8,
-    "I64": 8,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-    "F8_E8M0": 1,
+# What numpy calls a type; those that it does not have stay the bytes of one element.
+DTYPES: Final[dict[str, np.dtype]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
+    "BOOL": np.dtype("u1"),
+    "U8": np.dtype("u1"),
+    "I8": np.dtype("i1"),
+    "U16": np.dtype("<u2"),
+    "I16": np.dtype("<i2"),
+    "U32": np.dtype("<u4"),
+    "I32": np.dtype("<i4"),
+    "U64": np.dtype("<u8"),
+    "I64": np.dtype("<i8"),
 }
+_FLOATS: Final = ("F32", "F16", "BF16", "F64")
+_MAX_RANK: Final = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,16 +86,18 @@ class SafeTensors:
             NotImplementedError: Its type is none of the floats.
         """
         tensor = self.tensors[name]
-        if tensor.dtype not in _DTYPES:
+        if tensor.dtype not in _FLOATS:
             raise NotImplementedError(
-                f"{tensor.file}: tensor {name!r} is {tensor.dtype}; read are {list(_DTYPES)}."
+                f"{tensor.file}: tensor {name!r} is {tensor.dtype}; read are {list(_FLOATS)}."
             )
-        dtype = np.dtype(_DTYPES[tensor.dtype])
+        return self.raw(name).astype(np.float32, copy=False)
+
+    def raw(self, name: str) -> np.ndarray:
+        """A tensor in its own type. Raises: KeyError: No tensor `name`."""
+        tensor = self.tensors[name]
+        dtype = DTYPES[tensor.dtype]
         count = tensor.size // dtype.itemsize
-        data = np.fromfile(tensor.file, dtype, count, offset=tensor.start)
-        if tensor.dtype == "BF16":  # the upper half of a float32
-            data = (data.astype(np.uint32) << 16).view(np.float32)
-        return data.astype(np.float32, copy=False).reshape(tensor.shape)
+        return np.fromfile(tensor.file, dtype, count, offset=tensor.start).reshape(tensor.shape)
 
 
 def read_header(path: Path) -> dict[str, SafeTensor]:
@@ -120,11 +127,11 @@ def _tensor(path: Path, name: str, entry: Any, begin: int) -> SafeTensor:
             pass
         case _:
             _fail(path, f"the entry of tensor {name!r} is not dtype, shape and two offsets")
-    if dtype not in _DTYPES and dtype not in _OTHER:
+    if dtype not in DTYPES:
         _fail(path, f"tensor {name!r} has the unknown type {dtype!r}")
     if len(shape) > _MAX_RANK or not all(type(length) is int and length >= 0 for length in shape):
         _fail(path, f"tensor {name!r} has a shape that is not up to {_MAX_RANK} integers >= 0")
-    width = np.dtype(_DTYPES[dtype]).itemsize if dtype in _DTYPES else _OTHER[dtype]
+    width = DTYPES[dtype].itemsize
     if not 0 <= first <= last or last - first != math.prod(shape) * width:
         _fail(path, f"tensor {name!r}: {dtype} {shape} does not take bytes [{first}, {last})")
     return SafeTensor(path, dtype, tuple(shape), begin + first, last - first)

@@ -6,6 +6,7 @@ What a configuration says is held against the tensors before anything is made af
 """
 
 import re
+import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -114,6 +115,7 @@ def fill[M: nnx.Module](
     *,
     prepare: Callable[[str, np.ndarray], np.ndarray] = lambda path, tensor: tensor,
     unused: str = "",
+    given: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> M:
     """The model with the arrays of `source`, in the types of `abstract`.
 
@@ -124,10 +126,12 @@ def fill[M: nnx.Module](
         prepare: What happens to a tensor, given its parameter's path, before a kernel's axes are
             put in our order; keeps the shape.
         unused: Full-match regex of the tensors that may be there and are not needed.
+        given: Values that are known already, by path, such as QTensors; nothing is read for them.
     Raises: ValueError: A tensor is missing, has another shape, or belongs to no parameter.
     """
     graphdef, state = nnx.split(abstract)
-    flat = [("/".join(map(str, key)), key, leaf) for key, leaf in nnx.to_flat_state(state)]
+    everything = [("/".join(map(str, key)), key, leaf) for key, leaf in nnx.to_flat_state(state)]
+    flat = [item for item in everything if item[0] not in given]
     names = {path: name_of(path) for path, _, _ in flat}
     _check_shapes(source, {names[path]: _stored(path, leaf.shape) for path, _, leaf in flat})
     known = set(names.values())
@@ -137,7 +141,7 @@ def fill[M: nnx.Module](
             f"{source.where}: {len(extra)} tensors belong to no parameter of the model that the "
             f"configuration describes: {_some(extra)}. Without them it would be another model."
         )
-    filled = []
+    filled = [(key, leaf.replace(given[path])) for path, key, leaf in everything if path in given]
     for path, key, leaf in flat:
         tensor = prepare(path, source.read(names[path]))
         if path.endswith("kernel"):

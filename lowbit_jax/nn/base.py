@@ -14,8 +14,10 @@ from flax import nnx
 from jaxtyping import Array
 
 from lowbit_jax.grid import Range, effective_scale
+from lowbit_jax.nn import packed_product
 from lowbit_jax.nn.variables import Packed, QuantStat
 from lowbit_jax.nn.views import MatrixView
+from lowbit_jax.ops import Prepared
 from lowbit_jax.ops.integer import Contraction, check_integer, integer_levels, integer_product
 from lowbit_jax.qtensor import QTensor
 from lowbit_jax.quantizers import Quantizer
@@ -91,7 +93,9 @@ class Twin(nnx.Module, abc.ABC):
         return {
             name.removeprefix(prefix): value[...]
             for name, value in vars(self).items()
-            if name.startswith(prefix) and isinstance(value, nnx.Variable)
+            if name.startswith(prefix)
+            and isinstance(value, nnx.Variable)
+            and not isinstance(value, Packed)  # `input_permutation` is no quantizer's
         }
 
     def quantize_activation(self, part: str, x: Array) -> Array:
@@ -208,7 +212,19 @@ class TrainTwin(Twin):
 
 
 class PackedTwin(Twin):
-    """A twin that serves: the kernel is a QTensor in an `lb.Packed`, and no float kernel exists."""
+    """A twin that serves: the kernel is a QTensor in an `lb.Packed`, and no float kernel exists.
+
+    Attributes:
+        input_permutation: int32 [K] in an `lb.Packed`, or None: row r of the QTensor is row
+            `input_permutation[r]` of the kernel. GPTQ's activation order stores rows sorted by
+            group.
+        kernel_global_divisor: float32 [1, 1] in an `lb.Packed`, or None: where the file that the
+            kernel came from keeps the reciprocal of its global scale, that number itself, since 1 /
+            (1 / x) is not always x.
+    """
+
+    input_permutation: Packed | None
+    kernel_global_divisor: Packed | None
 
     def __init__(self, layer: TrainTwin):
         """Packs a trained twin; the layer itself is left as it was."""
@@ -218,24 +234,81 @@ class PackedTwin(Twin):
                 delattr(self, name)  # stored ranges live on in the QTensor
         self.packed_view = layer.view
         setattr(self, self.kernel_name, Packed(layer.freeze_kernel()))
+        self.input_permutation = nnx.data(None)
+        self.kernel_global_divisor = nnx.data(None)
 
     @property
     @override
     def view(self) -> MatrixView:
         return self.packed_view
 
+    def packed_operations(self) -> dict[str, Any] | None:
+        """Attributes through which the float layer multiplies by the packed matrix itself.
+
+        None: the kernel is dequantized for it (convolutions, stacks, products of the user's own).
+        """
+        return None
+
+    @property
+    def multiplies_packed(self) -> bool:
+        """Whether `ops.matmul` computes this layer."""
+        return self.matrix.ndim == 2 and self.packed_operations() is not None
+
+    def multiply_packed(self, x: Array, q: Any, features: tuple[int, ...], dtype: Any) -> Array:
+        """x by the packed matrix, as [batch.., features..]."""
+        order = self.input_permutation
+        return packed_product.product(
+            x,
+            q,
+            rows=self.rows,
+            features=features,
+            act=packed_product.activation_format(self.scheme),
+            permutation=None if order is None else order.get_value(),
+            preferred_element_type=dtype,
+        )
+
+    @override
+    def call(self, x: Array, *args: Any, method: str = "__call__", **kwargs: Any) -> Array:
+        operations = self.packed_operations()
+        placed = kwargs.get("out_sharding") is not None or any(a is not None for a in args)
+        if operations is None or self.matrix.ndim != 2 or placed:
+            return super().call(x, *args, method=method, **kwargs)
+        if packed_product.activation_format(self.scheme) is None:
+            x = self.quantize_activation("input", x)
+        stand_in = StandIn(self, **{self.kernel_name: self.matrix}, **operations)
+        y = getattr(self.float_class, method)(stand_in, x, *args, **kwargs)
+        return self.quantize_activation("output", y)
+
+    @property
+    def matrix(self) -> QTensor | Prepared:
+        """The packed matrix, as it is stored or as a backend wants it."""
+        return self.kernel_variable.get_value()
+
     @override
     def quantized_kernel(self) -> Array:
-        return self.view.from_matrix(self.freeze_kernel().dequantize())
+        return self.view.from_matrix(self._in_order(self.matrix.dequantize()))
 
     @override
     def integer_kernel(self) -> tuple[Array, Range]:
         q = self.freeze_kernel()
-        return q.spec.format.decode(q.codes()).astype(jnp.int8), q.range()
+        levels = q.spec.format.decode(q.codes()).astype(jnp.int8)
+        return self._in_order(levels), q.range()
+
+    def _in_order(self, matrix: Array) -> Array:
+        """Rows of the stored matrix in the kernel's own order."""
+        if self.input_permutation is None:
+            return matrix
+        inverse = jnp.argsort(self.input_permutation.get_value())
+        return jnp.take(matrix, inverse, axis=-2, unique_indices=True)
 
     @override
     def freeze_kernel(self) -> QTensor:
-        return self.kernel_variable.get_value()
+        if isinstance(self.matrix, Prepared):
+            raise ValueError(
+                f"this kernel was prepared for {self.matrix.meta.target!r}; what is prepared is "
+                "for multiplying only. Use the model that lb.prepare_model was given."
+            )
+        return self.matrix
 
 
 def check_scheme(scheme: LayerScheme) -> None:

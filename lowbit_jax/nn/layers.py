@@ -6,9 +6,11 @@ from typing import Any, ClassVar, Final
 
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jaxtyping import Array
 
 from lowbit_jax.nn.base import PackedTwin, StandIn, TrainTwin, Twin
+from lowbit_jax.nn.packed_product import activation_format, operations, promoted
 from lowbit_jax.nn.views import (
     MatrixView,
     conv_view,
@@ -21,6 +23,7 @@ from lowbit_jax.nn.views import (
 )
 from lowbit_jax.ops.integer import DotGeneral, EinsumProduct
 from lowbit_jax.ops.lookup import lookup
+from lowbit_jax.ops.matmul import matmul
 from lowbit_jax.scheme import LayerScheme
 from lowbit_jax.spec import PerToken
 
@@ -233,13 +236,34 @@ class QEmbed(_Embed, TrainTwin):
 class PackedLinear(_Linear, PackedTwin):
     """`nnx.Linear` with a packed kernel."""
 
+    def packed_operations(self) -> dict[str, Any] | None:
+        """Through `ops.matmul`, unless the layer has a product of its own."""
+        return _packed_linear(self, self.matrix.shape[-1:])
+
 
 class PackedLinearGeneral(_LinearGeneral, PackedTwin):
     """`nnx.LinearGeneral` with a packed kernel."""
 
+    out_features: tuple[int, ...]
+
+    def packed_operations(self) -> dict[str, Any] | None:
+        """Through `ops.matmul`, unless the layer has batch axes or a product of its own."""
+        return _packed_linear(self, tuple(self.out_features))
+
 
 class PackedEinsum(_Einsum, PackedTwin):
     """`nnx.Einsum` with a packed kernel."""
+
+
+def _packed_linear(layer: Any, features: tuple[int, ...]) -> dict[str, Any] | None:
+    own = getattr(layer, "dot_general", None) not in (None, lax.dot_general)
+    if own or getattr(layer, "dot_general_cls", None) is not None or layer.view.stack_axes:
+        return None
+
+    def multiply(x, q, *, preferred_element_type=None):
+        return layer.multiply_packed(x, q, features, preferred_element_type)
+
+    return operations(layer.promote_dtype, multiply)
 
 
 class PackedConv(_Conv, PackedTwin):
@@ -253,9 +277,24 @@ class PackedEmbed(_Embed, PackedTwin):
         """Like `nnx.Embed`: tokens [...] to [..., features]."""
         if out_sharding is not None:
             raise NotImplementedError("PackedEmbed: out_sharding; constrain the result instead.")
-        entries = lookup(inputs, self.freeze_kernel())
+        entries = lookup(inputs, self.matrix)
         (entries,) = self.promote_dtype((entries,), dtype=self.dtype, inexact=False)
         return entries
+
+    @property
+    def multiplies_packed(self) -> bool:
+        """Whether `ops.matmul` computes the tied head."""
+        return self.matrix.ndim == 2
+
+    def attend(self, query: Array, out_sharding: Any = None) -> Array:
+        """Like `nnx.Embed.attend`: the tied head, through `ops.matmul`."""
+        if self.matrix.ndim != 2 or out_sharding is not None:
+            return super().attend(query, out_sharding)
+        act = activation_format(self.scheme)
+        if act is None:
+            query = self.quantize_activation("input", query)
+        query, matrix = promoted(self.promote_dtype, (query, self.matrix), dtype=self.dtype)
+        return self.quantize_activation("output", matmul(query, matrix, act=act))
 
 
 TRAIN_TWINS: Final[dict[type[nnx.Module], type[TrainTwin]]] = {

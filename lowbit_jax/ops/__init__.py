@@ -2,5 +2,6 @@
 
 from lowbit_jax.ops.lookup import lookup
 from lowbit_jax.ops.matmul import matmul
+from lowbit_jax.ops.prepared import Prepared, Target, prepare
 
-__all__ = ["lookup", "matmul"]
+__all__ = ["Prepared", "Target", "lookup", "matmul", "prepare"]

@@ -1,58 +1,106 @@
 """`matmul(x, qtensor)`: one operation for every format, whatever computes it."""
 
-from typing import Final, Literal
+import math
+from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lowbit_jax.calibrate import absmax
-from lowbit_jax.formats import INT8_NARROW
-from lowbit_jax.grid import snap
+from lowbit_jax.ops import backends, rules
+from lowbit_jax.ops.activations import SPECS
+from lowbit_jax.ops.prepared import Prepared, canonical
 from lowbit_jax.qtensor import QTensor
-from lowbit_jax.spec import PerToken, QuantSpec
+from lowbit_jax.spec import Block
 
-_INT8_ACTIVATIONS: Final = QuantSpec(format=INT8_NARROW, granularity=PerToken())
+Implementation = Literal["mosaic_gpu", "mosaic_tpu", "cpu", "xla", "interpret"]
+_NAMES = ("mosaic_gpu", "mosaic_tpu", "cpu", "xla", "interpret")
 
 
 def matmul(
     x: Float[Array, "*batch k"],
-    qtensor: QTensor,
+    qtensor: QTensor | Prepared,
     *,
-    act: Literal["int8"] | None = None,
-    implementation: Literal["xla"] | None = None,
+    act: Literal["int8", "fp8"] | None = None,
+    implementation: Implementation | None = None,
     out_dtype: jnp.dtype | None = None,
     bias: Float[Array, "n"] | None = None,
 ) -> Float[Array, "*batch n"]:
     """x @ qtensor.dequantize(), in the dtype of `x`.
 
+    Every implementation is within the rounding of float32 sums of the same result. Gradients flow
+    to `x` (through `act` straight), the scales and the bias.
+
     Args:
-        x: Activations.
-        qtensor: Kernel [K, N].
-        act: "int8" rounds `x` to int8 per token first (absmax / 127).
-        implementation: "xla" unpacks and dequantizes inside the program; None chooses, and has
-            only that so far.
+        x: Activations; with an empty batch, an empty result.
+        qtensor: Kernel [K, N], or what `prepare` made of it.
+        act: Rounds `x` per token first, by its largest magnitude: "int8" (-127 .. 127) or "fp8"
+            (e4m3). The product is then a sum of integers, where the kernel's codes are integers and
+            the implementation has one.
+        implementation: "cpu" (C++), "mosaic_gpu", "mosaic_tpu" (Pallas), "interpret" (the kernel of
+            the TPU in Pallas' interpreter), "xla" (dequantize inside the program). None chooses by
+            platform and matrix; a name obeys or raises.
         out_dtype: Of the result; default that of `x`.
         bias: Added to the product.
 
     Raises:
-        ValueError: The lengths of K differ, or the kernel is not a matrix.
-        NotImplementedError: An implementation or activation format that does not exist here.
+        ValueError: The lengths of K differ, the kernel is not a matrix, x is not float, an unknown
+            implementation or activation format.
+        NotImplementedError: The named implementation does not compute this here; the message says
+            why.
     """
-    if implementation not in (None, "xla"):
-        raise NotImplementedError(
-            f"matmul: implementation {implementation!r} does not exist here. Available: ['xla']."
-        )
-    if act not in (None, "int8"):
-        raise NotImplementedError(f"matmul: act={act!r} does not exist here. Available: ['int8'].")
-    if qtensor.ndim != 2 or x.ndim < 1 or x.shape[-1] != qtensor.k:
-        raise ValueError(
-            f"matmul: x of shape {tuple(x.shape)} against a kernel of shape {qtensor.shape}: needs "
-            "a kernel [K, N] and K as the last axis of x. Map over a stack with jax.vmap."
-        )
-    if act == "int8":
-        x = snap(x, _INT8_ACTIVATIONS, absmax(x, _INT8_ACTIVATIONS))
-    w = qtensor.dequantize().astype(x.dtype)
-    y = jnp.matmul(x, w, preferred_element_type=out_dtype)
+    _check(x, qtensor, act, implementation, bias)
+    matrix = qtensor if isinstance(qtensor, Prepared) else canonical(qtensor)
+    name = implementation or _choose(matrix, act)
+    _check_implementation(matrix, name, act)
+    lead = x.shape[:-1]
+    dtype = jnp.dtype(out_dtype or x.dtype)
+    flat = x.reshape(math.prod(lead), x.shape[-1])
+    y = rules.product(flat, matrix, name, act, dtype).reshape(*lead, matrix.meta.n)
     if bias is not None:
         y = y + bias.astype(y.dtype).reshape((1,) * (y.ndim - 1) + bias.shape)
     return y
+
+
+def _choose(matrix: Prepared, act: str | None) -> str:
+    target = matrix.meta.target
+    if target != "xla" and backends.get(target).why_not(matrix.meta, act) is None:
+        return target
+    return backends.choose(matrix.meta, act) if target == "xla" else "xla"
+
+
+def _check_implementation(matrix: Prepared, name: str, act: str | None) -> None:
+    backend = backends.get("mosaic_tpu" if name == "interpret" else name)
+    reason = backend.why_not(matrix.meta, act)
+    if reason is None and matrix.meta.target not in ("xla", name) and name != "xla":
+        reason = f"the matrix was prepared for {matrix.meta.target!r}"
+    if reason is not None:
+        raise NotImplementedError(
+            f"matmul: implementation {name!r} does not compute {matrix.meta.spec.describe()} of "
+            f"shape {matrix.shape} with act={act!r} here: {reason}. implementation=None chooses "
+            "one that does."
+        )
+
+
+def _check(x, qtensor, act, implementation, bias) -> None:
+    if implementation not in (None, *_NAMES):
+        raise ValueError(
+            f"matmul: there is no implementation {implementation!r}. Implementations: "
+            f"{list(_NAMES)}, or None."
+        )
+    if act not in (None, *SPECS):
+        raise ValueError(f"matmul: there is no act={act!r}. Formats: {list(SPECS)}, or None.")
+    if isinstance(qtensor, QTensor) and not isinstance(qtensor.spec.granularity, Block):
+        raise ValueError(
+            f"matmul: the kernel is quantized {qtensor.spec.describe()}, as activations are; a "
+            "kernel's scales are per tensor, channel, group or block."
+        )
+    shape = qtensor.shape
+    if len(shape) != 2 or x.ndim < 1 or x.shape[-1] != shape[0]:
+        raise ValueError(
+            f"matmul: x of shape {tuple(x.shape)} against a kernel of shape {shape}: needs "
+            "a kernel [K, N] and K as the last axis of x. Map over a stack with jax.vmap."
+        )
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"matmul: x has dtype {x.dtype}; activations are float.")
+    if bias is not None and bias.shape != (shape[1],):
+        raise ValueError(f"matmul: bias of shape {bias.shape} against N={shape[1]}.")

@@ -53,8 +53,15 @@ def finish(
     packed = lb.pack_model(model) if config.recipe else model
     folder = workdir / "packed"
     # Replaces what this run left if it was killed between here and its summary.
-    lb.checkpoint.save(folder, packed, metadata=checkpoint_metadata(config, text), overwrite=True)
-    reloaded = lb.checkpoint.load(folder)
+    lb.checkpoint.save(
+        folder,
+        packed,
+        metadata=checkpoint_metadata(config, text),
+        tokenizer=text.tokenizer.to_json(),
+        overwrite=True,
+    )
+    reloaded = lb.checkpoint.load(folder, verify=True)
+    reloaded = lb.prepare_model(reloaded) if config.recipe else reloaded
     reloaded.eval()
     after = _evaluate(config, reloaded, text, None)
     sizes = lb.summary(model)
@@ -150,7 +157,6 @@ def sample_text(config: TrainConfig, model: Any, text: Text) -> str:
 def checkpoint_metadata(config: TrainConfig, text: Text) -> dict[str, Any]:
     """What stands beside the weights: how to read text with the model, and its origin."""
     return {
-        "tokenizer": text.tokenizer.to_json(),
         "length": config.length,
         "separator": config.data.separator,
         "corpus": text.corpus.summary(),

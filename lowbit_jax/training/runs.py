@@ -22,21 +22,30 @@ class Loaded:
         """The tokenizer it was trained with. Raises: ValueError: The checkpoint does not say."""
         if "tokenizer" not in self.metadata:
             raise ValueError(
-                f"{self.path}: its manifest has no tokenizer in the metadata, so text cannot be "
-                "read. "
-                'Save it with metadata={"tokenizer": tokenizer.to_json()}.'
+                f"{self.path}: its manifest has no tokenizer, so text cannot be read. Save it "
+                "with tokenizer=tokenizer.to_json()."
             )
         return tokenizer_from_json(self.metadata["tokenizer"])
 
 
-def load_checkpoint(path: str | Path) -> Loaded:
+def load_checkpoint(path: str | Path, *, prepare: bool = False) -> Loaded:
     """Loads the model at `path`.
+
+    Args:
+        path: See `find_checkpoint`.
+        prepare: Whether a packed model is prepared for this machine: for use, not for saving.
 
     Raises: ValueError: No checkpoint there; the message says what is.
     """
     folder = find_checkpoint(Path(path))
     manifest = lb.checkpoint.read_manifest(folder)
-    return Loaded(folder, lb.checkpoint.load(folder), manifest.get("metadata") or {})
+    metadata = dict(manifest.get("metadata") or {})  # where schema 1 had the tokenizer
+    if manifest["tokenizer"] is not None:
+        metadata["tokenizer"] = manifest["tokenizer"]
+    model = lb.checkpoint.load(folder, verify=manifest["schema"] > 1)
+    if prepare and manifest["kind"] == "packed":
+        model = lb.prepare_model(model)
+    return Loaded(folder, model, metadata)
 
 
 def find_checkpoint(path: Path) -> Path:

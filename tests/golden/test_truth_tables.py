@@ -14,6 +14,20 @@ _INTEGERS = {f"int{b}": [c - 2 ** (b - 1) for c in range(2**b)] for b in range(2
 _UNSIGNED = {f"uint{b}": list(range(2**b)) for b in range(2, 9)}
 # OCP MX v1.0, table 5 (FP4): S EE M, bias 1.
 _E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+
+
+def _small_float(exponent_bits: int, mantissa_bits: int) -> list[float]:
+    """S E.. M.. read as the OCP's OFP8 specification says, one code at a time, no special codes."""
+    bias, table = 2 ** (exponent_bits - 1) - 1, []
+    for code in range(2 ** (1 + exponent_bits + mantissa_bits)):
+        mantissa = code % 2**mantissa_bits / 2**mantissa_bits
+        exponent = code // 2**mantissa_bits % 2**exponent_bits
+        power = 2.0 ** (max(exponent, 1) - bias)
+        value = (1 + mantissa) * power if exponent else mantissa * power
+        table.append(-value if code >= 2 ** (exponent_bits + mantissa_bits) else value)
+    return table
+
+
 TABLES: dict[str, list[float]] = {
     **_INTEGERS,
     **_UNSIGNED,
@@ -23,6 +37,8 @@ TABLES: dict[str, list[float]] = {
     "ternary": [-1, 0, 1, 2],
     "binary": [-1, 1],
     "fp4_e2m1": _E2M1 + [-v for v in _E2M1],
+    "fp8_e4m3": _small_float(4, 3),
+    "fp8_e5m2": _small_float(5, 2),
     # QLoRA (arXiv:2305.14314), appendix E.
     "nf4": [
         -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -31,8 +47,16 @@ TABLES: dict[str, list[float]] = {
         0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
     ],
 }  # fmt: skip
-# Codes that no value encodes to: ternary's last, a narrow range's lowest, e2m1's minus zero.
-UNUSED = {"ternary": {3}, "int4_narrow": {0}, "int8_narrow": {0}, "fp4_e2m1": {8}}
+# Codes that no value encodes to: ternary's last, a narrow range's lowest, minus zeros, and those
+# that are NaN and infinities in OFP8.
+UNUSED = {
+    "ternary": {3},
+    "int4_narrow": {0},
+    "int8_narrow": {0},
+    "fp4_e2m1": {8},
+    "fp8_e4m3": {0x80, 0x7F, 0xFF},
+    "fp8_e5m2": {0x80, *range(0x7C, 0x80), *range(0xFC, 0x100)},
+}
 
 
 def test_every_format_has_a_table():
@@ -79,6 +103,22 @@ def test_e2m1_agrees_with_ml_dtypes_bit_for_bit():
     codes = np.asarray(formats.FP4_E2M1.encode(jnp.asarray(v)))
     negative_zero = theirs.view(np.uint8) == 8  # ours is always plus zero
     np.testing.assert_array_equal(codes, np.where(negative_zero, 0, theirs.view(np.uint8)))
+
+
+@pytest.mark.parametrize(
+    ("fmt", "dtype"),
+    [(formats.FP8_E4M3, ml_dtypes.float8_e4m3fn), (formats.FP8_E5M2, ml_dtypes.float8_e5m2)],
+)
+def test_fp8_agrees_with_ml_dtypes_bit_for_bit(fmt, dtype):
+    """Every positive half-way point between two values, and both its float32 neighbours."""
+    largest = int(np.asarray(fmt.max, dtype).view(np.uint8))
+    table = np.arange(largest + 1, dtype=np.uint8).view(dtype).astype(np.float32)
+    middles = (table[1:] + table[:-1]) / 2
+    v = np.concatenate([middles, np.nextafter(middles, 0), np.nextafter(middles, np.float32(1e9))])
+    v = np.concatenate([v, -v])
+    theirs = v.astype(dtype).view(np.uint8)
+    codes = np.asarray(fmt.encode(jnp.asarray(v)))
+    np.testing.assert_array_equal(codes, np.where(theirs == 0x80, 0, theirs))
 
 
 @pytest.mark.parametrize(

@@ -224,7 +224,11 @@ Q0 = "model.layers.0.self_attn.q_proj.weight"
             r"'BertModel' .*'LlamaForCausalLM'",
         ),
         ({"architectures": None}, ValueError, r"'architectures' names no class"),
-        ({"quantization_config": {"bits": 4}}, NotImplementedError, r"quantization_config is"),
+        (
+            {"quantization_config": {"quant_method": "quip"}},
+            NotImplementedError,
+            r"quantization_config: quant_method is .quip., .*known are \[.gptq.",
+        ),
         ({"attention_bias": True}, NotImplementedError, r"attention_bias is True"),
         ({"mlp_bias": True}, NotImplementedError, r"mlp_bias is True"),
         ({"hidden_act": "relu"}, NotImplementedError, r"hidden_act is 'relu'.*'silu'"),

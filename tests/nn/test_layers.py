@@ -60,6 +60,20 @@ def int8_rows_in_numpy(x, axes):
     return (levels + np.float32(0)) * scale
 
 
+def assert_same_sums(actual, expected, x, kernel):
+    """Equal but for the order of float32 sums; in bfloat16, but for the rounding of both.
+
+    A packed product keeps its weights in float32 where the float layer rounds them to bfloat16.
+    """
+    assert actual.dtype == expected.dtype
+    matrix = np.abs(np.asarray(kernel, np.float64)).reshape(-1, kernel.shape[-1])
+    atol = 2 * dot_tolerance(x, matrix)
+    if expected.dtype == jnp.bfloat16:  # of weights, and twice of the result
+        atol = 3 * 2.0**-8 * np.abs(x).max() * matrix.sum(axis=0).max()
+    actual, expected = (np.asarray(y, np.float64) for y in (actual, expected))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=atol)
+
+
 # name: (layer, x's shape, the kernel's axes that one matrix covers, K axes of x, numpy equation)
 # A convolution's groups lie in the last axis: its kernel is given as a pair of reshapes.
 CASES = {
@@ -126,7 +140,7 @@ def test_a_twin_is_the_float_layer_with_the_kernel_quantized_in_its_view(name):
     assert_same_bits(kernel_of(packed), expected, f"packed {name}")
     if name != "einsum_experts":  # whose kernel XLA transposes, or does not, and sums accordingly
         assert_same_bits(y, call(with_kernel(layer, expected), x), name)
-        assert_same_bits(call(packed, x), y, f"packed {name}")
+        assert_same_sums(call(packed, x), y, x, expected)
     if equation is not None:
         exact = np.einsum(equation, x, expected, dtype=np.float64)
         # The bias is zero, so only the order of K <= 32 products differs.
@@ -227,7 +241,7 @@ def test_an_embedding_looks_up_and_attends_with_one_table(preset, dtype):
     assert_same_bits(call(packed, tokens), looked_up)
     logits = attend(twin, x)
     assert_same_bits(logits, attend(float_layer, x))
-    assert_same_bits(attend(packed, x), logits)
+    assert_same_sums(attend(packed, x), logits, x, table)
 
 
 def test_an_embeddings_input_quantizer_is_the_heads():
@@ -265,7 +279,7 @@ def test_vmapped_layers_are_a_stack_with_a_scale_each():
     packed = pack(twin)
     assert packed.kernel[...].shape == (3, 32, 8)
     assert packed.kernel[...].scale.shape == (3, 1, 1)
-    assert_same_bits(mapped(packed, x), y)
+    assert_same_sums(mapped(packed, x), y, x, np.ones((32, 8)))  # a ternary kernel's scale is < 1
 
 
 @pytest.mark.parametrize("name", INT8_CASES)
@@ -292,7 +306,7 @@ def test_the_int8_product_is_the_float_product_with_the_same_gradients(name):
     assert not np.array_equal(y8, y) or name in ("batch_axis", "einsum_experts")
     assert_same_bits(gradients8, gradients, "the gradients")
     if name == "linear":
-        assert_same_bits(call(pack(twins[1]), x), call(twins[1], x), "the packed int8 product")
+        assert_same_sums(call(pack(twins[1]), x), call(twins[1], x), x, layer.kernel[...])
 
 
 def test_the_int8_product_keeps_the_dtype_that_the_layer_asks_for():
@@ -367,7 +381,7 @@ def test_learned_scales_get_gradients_and_others_are_no_parameters():
     assert np.all(np.asarray(gradients["kernel_scale"][...]) != 0)
     assert np.any(np.asarray(gradients["kernel"][...]) != 0)
     packed = pack(twin)
-    assert sorted(k for k in vars(packed) if k.startswith("kernel")) == ["kernel"]
+    assert sorted(nnx.state(packed)) == ["bias", "kernel"]
     assert_same_bits(packed.kernel[...].scale, twin.kernel_scale[...])
     assert set(nnx.state(quantize(layer, lb.presets["w1_58a8"]), nnx.Param)) == {"kernel", "bias"}
 

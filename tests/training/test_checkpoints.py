@@ -6,9 +6,12 @@ import numpy as np
 import optax
 import pytest
 
+import lowbit_jax as lb
 from lowbit_jax.training.checkpoints import Checkpoints
+from lowbit_jax.training.config import MeshConfig
 from lowbit_jax.training.errors import CheckpointError, DiskFull
-from lowbit_jax.training.step import split
+from lowbit_jax.training.mesh import make_mesh, put_batch, state_shardings
+from lowbit_jax.training.step import make_train_step, split
 
 
 @pytest.fixture
@@ -98,3 +101,66 @@ def test_a_full_disk_is_one_message_and_earlier_checkpoints_stay(tmp_path, state
             checkpoints.save(2, state, {})
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.restore(state)[0] == 1
+
+
+MESHES = {
+    1: MeshConfig(data=1),
+    2: MeshConfig(data=1, fsdp=2),
+    4: MeshConfig(data=2, fsdp=1, tensor=2),
+    8: MeshConfig(data=2, fsdp=2, tensor=2),
+}
+
+
+@pytest.fixture(scope="module")
+def quantized(toy):
+    """A model with learned scales and calibrated ranges, its optimizer, and a batch."""
+    recipe = lb.Recipe(lb.Rule("up", "w4a16_lsq"), lb.Rule("down", "nvfp4"))
+    model = lb.quantize_model(toy(), recipe)
+    windows = np.random.default_rng(0).integers(0, 16, (8, 9)).astype(np.int32)
+    model = lb.calibrate_model(model, [windows[:, :-1]])
+    optimizer = optax.adam(1e-2)
+    return *split(model, optimizer), optimizer, windows
+
+
+def placed(state, mesh):
+    return jax.device_put(state, state_shardings(state, mesh), may_alias=False)
+
+
+@pytest.fixture(scope="module")
+def after_three_steps(quantized):
+    """A state in which every leaf has moved, and the loss of its next step on one device."""
+    graphdef, state, optimizer, windows = quantized
+    mesh = make_mesh(MESHES[1])
+    step = make_train_step(graphdef, optimizer)
+    state = placed(state, mesh)
+    for _ in range(3):
+        state, _ = step(state, put_batch(windows, mesh))
+    kept = jax.tree.map(jnp.copy, state)
+    return kept, step(state, put_batch(windows, mesh))[1].loss
+
+
+@pytest.mark.parametrize("saved_on", MESHES)
+def test_quantized_training_goes_on_with_any_number_of_devices(
+    saved_on, quantized, after_three_steps, tmp_path
+):
+    graphdef, _, optimizer, windows = quantized
+    after_three_steps, next_loss = after_three_steps
+    expected = numbers(after_three_steps)
+    names = [jax.tree_util.keystr(p) for p, _ in jax.tree.leaves_with_path(after_three_steps)]
+    assert any("kernel_scale" in name for name in names), "a learned scale"
+    assert any("input_" in name for name in names), "a calibrated range"
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, placed(after_three_steps, make_mesh(MESHES[saved_on])), {})
+        for count, config in MESHES.items():
+            mesh = make_mesh(config)
+            like = placed(jax.tree.map(jnp.zeros_like, after_three_steps), mesh)
+            _, state, _ = checkpoints.restore(like)
+            for got, want in zip(numbers(state), expected, strict=True):
+                np.testing.assert_array_equal(got, want)
+            assert {len(x.sharding.device_set) for x in jax.tree.leaves(state)} == {count}
+            if {saved_on, count} == {1, 8}:
+                step = make_train_step(graphdef, optimizer, shardings=state_shardings(state, mesh))
+                _, metrics = step(state, put_batch(windows, mesh))
+                # float32 sums over 64 tokens and 32 features in another order, terms below 16.
+                atol = (64 + 32) * np.finfo(np.float32).eps * 16
+                np.testing.assert_allclose(metrics.loss, next_loss, rtol=0, atol=atol)

@@ -58,15 +58,22 @@ def finish(
     packed = lb.pack_model(model)
     folder = workdir / "packed"
     # Replaces what this run left if it was killed between here and its summary.
-    metadata = checkpoint_metadata(config, tokenizer, origin, texts)
-    lb.checkpoint.save(folder, packed, metadata=metadata, overwrite=True)
+    lb.checkpoint.save(
+        folder,
+        packed,
+        metadata=checkpoint_metadata(config, origin, texts),
+        tokenizer=tokenizer.to_json(),
+        source_sha256=lb.checkpoint.digest(source_model),
+        calibration_sha256=texts.calibration_sha256,
+        overwrite=True,
+    )
     measured = _evaluate(
         {
             "float": source_model,
             # Without transforms this is the float model itself, and is not evaluated twice.
             **({} if report.transformed is None else {"transformed": report.transformed}),
             "fake_quant": model,
-            "packed": lb.checkpoint.load(folder),
+            "packed": lb.prepare_model(lb.checkpoint.load(folder, verify=True)),
         },
         texts,
         console,
@@ -127,11 +134,10 @@ def finish(
 
 
 def checkpoint_metadata(
-    config: QuantizeConfig, tokenizer: Tokenizer, origin: Mapping[str, Any], texts: Texts
+    config: QuantizeConfig, origin: Mapping[str, Any], texts: Texts
 ) -> dict[str, Any]:
     """What stands beside the weights: how to read text with the model, and its origin."""
     return {
-        "tokenizer": tokenizer.to_json(),
         "length": texts.calibration[0].shape[1],
         "separator": config.evaluation.separator or "\n\n",
         "model": dict(origin),

@@ -1,0 +1,84 @@
+"""The order in which the Hopper kernel reads words, and the tiles that follow from it.
+
+Canonical words hold consecutive codes of a column, so that one shift of a word gives codes that are
+one word apart. The tensor core wants runs along K, in shared memory, of whole swizzle lines. So the
+fields of a word are made a *chunk* apart: with F = 32 / width fields a word and chunks of C
+elements,
+
+    word[t, r, n, j], field f   holds   code[k = t * T + (r * F + f) * C + j, n]
+
+and one shift and mask of a block [64, C] of words is a block [64, C] of weights, ready to be
+stored. A *tile* is what one step of the pipeline brings: T elements along K, the fewest that fill a
+word of every plane (32 C / narrowest width), for 128 outputs. Codes of several planes share j and
+n.
+"""
+
+import dataclasses
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+
+from kernels_pallas.config import round_up
+from kernels_pallas.problem import WORD, Problem
+from kernels_pallas.reference import codes
+
+ROWS: Final = 64  # outputs of one warpgroup: the M of wgmma
+BLOCK: Final = 2 * ROWS  # outputs of one block of two warpgroups
+
+
+def tile(problem: Problem, chunk: int) -> int:
+    """Elements along K in one tile."""
+    return chunk * WORD // min(problem.widths)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Chunked:
+    """Planes int32 [tiles, rows, N padded to 128, chunk]; see the head of this module."""
+
+    planes: tuple[jax.Array, ...]
+
+    @property
+    def chunk(self) -> int:
+        """Elements along K in one field of a block of words."""
+        return self.planes[0].shape[-1]
+
+
+def chunked(words: tuple[Any, ...], problem: Problem, chunk: int) -> Chunked:
+    """Canonical planes to the order above; K padded to tiles and N to blocks, with code 0."""
+    length = tile(problem, chunk)
+    padded_k, padded_n = round_up(problem.k, length), round_up(problem.n, BLOCK)
+    # The rows that pad K to whole canonical words keep their codes, so that `canonical` returns
+    # them.
+    all_codes = codes(
+        words, dataclasses.replace(problem, k=problem.padded_k, group=problem.padded_k)
+    )
+    pads = [(0, padded_k - problem.padded_k), (0, padded_n - problem.n)]
+    all_codes = jnp.pad(all_codes, pads).astype(jnp.uint32)
+    planes, low = [], 0
+    for width in problem.widths:
+        per_word = WORD // width
+        part = (all_codes >> jnp.uint32(low)) & jnp.uint32(2**width - 1)
+        part = part.reshape(padded_k // length, -1, per_word, chunk, padded_n)
+        shifts = (jnp.arange(per_word, dtype=jnp.uint32) * jnp.uint32(width))[:, None, None]
+        packed = jnp.sum(part << shifts[None, None], axis=2, dtype=jnp.uint32)
+        planes.append(jax.lax.bitcast_convert_type(packed.swapaxes(2, 3), jnp.int32))
+        low += width
+    return Chunked(tuple(planes))
+
+
+def canonical(words: Chunked, problem: Problem) -> tuple[jax.Array, ...]:
+    """The inverse of `chunked`."""
+    planes = []
+    for plane, width in zip(words.planes, problem.widths, strict=True):
+        per_word = WORD // width
+        shifts = (jnp.arange(per_word, dtype=jnp.uint32) * jnp.uint32(width))[:, None, None]
+        fields = jax.lax.bitcast_convert_type(plane.swapaxes(2, 3), jnp.uint32)[:, :, None]
+        part = (fields >> shifts[None, None]) & jnp.uint32(2**width - 1)
+        part = part.reshape(-1, plane.shape[2])[: problem.padded_k, : problem.n]
+        part = jnp.sum(
+            part.reshape(-1, per_word, problem.n) << shifts[None, :, :, 0], axis=1, dtype=jnp.uint32
+        )
+        planes.append(jax.lax.bitcast_convert_type(part, jnp.int32))
+    return tuple(planes)

@@ -1,0 +1,131 @@
+"""The arrays of a checkpoint on disk, and orbax as what writes them.
+
+Each array is a folder in zarr's version 2, uncompressed: `.zarray`, a few lines of JSON, and files
+of numbers in C order, little-endian. What differs from orbax's defaults was measured
+(experiments/benchmarks/checkpoint.py):
+
+- no compression: packed words are close to random bits, and zstd costs half of the throughput;
+- a folder per array instead of one database of all (OCDBT), which writes more slowly;
+- chunks of at most `CHUNK` bytes: a process that needs a part of an array reads little more;
+- the files are read by zarr.py straight into the memory that the arrays keep. Orbax's reader holds
+  each array three times on its way, keeps a fifth more memory than they take, and the process dies
+  with a header that claims too much. It still reads schema 1.
+"""
+
+import concurrent.futures
+import logging
+from typing import Any, Final
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from lowbit_jax.checkpoint import zarr
+
+CHUNK: Final = 2**24  # bytes
+_THREADS: Final = 4
+
+
+class Writer:
+    """Writes in the background once `start` has returned, until `finish` has."""
+
+    def __init__(self):
+        handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False)
+        self._orbax = ocp.AsyncCheckpointer(handler)
+        self._quiet = _NoDatabase()
+        logging.getLogger("absl").addFilter(self._quiet)
+
+    def start(self, folder: epath.Path, tree: dict[str, Any]) -> None:
+        """Copies the arrays to the host where they are not, and begins to write them."""
+        chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK), tree)
+        self._orbax.save(folder.resolve(), args=ocp.args.PyTreeSave(tree, save_args=chunks))
+
+    def finish(self) -> None:
+        """Waits until all is on disk under its name; raises what went wrong."""
+        try:
+            self._orbax.wait_until_finished()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Gives threads back."""
+        self._orbax.close()
+        logging.getLogger("absl").removeFilter(self._quiet)
+
+
+class _NoDatabase(logging.Filter):
+    """Drops orbax's warning at every save that there is no OCDBT database, which we asked for."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "Skipping merge of OCDBT" not in record.getMessage()
+
+
+def read(folder: epath.Path, target: dict[str, Any]) -> dict[str, Any]:
+    """Reads arrays as `target` has them: a tree of ShapeDtypeStruct with shardings.
+
+    A process reads the part that its devices need, and that once.
+
+    Raises:
+        ValueError: An array is missing, truncated or of another shape or type; with its path.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(target)
+
+    def one(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        where = folder / jax.tree_util.keystr(path, simple=True, separator=".")
+        try:
+            return _on_devices(where, leaf)
+        except (OSError, ValueError) as error:
+            raise ValueError(_unreadable(where, error)) from error
+
+    pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
+    with pool:
+        futures = [pool.submit(one, path, leaf) for path, leaf in leaves]
+        try:
+            arrays = [future.result() for future in futures]
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error the rest is of no use
+    result: dict[str, Any] = jax.tree.unflatten(structure, arrays)
+    return result
+
+
+def read_schema_1(folder: epath.Path, target: dict[str, Any]) -> dict[str, Any]:
+    """`read` for the arrays of schema 1, which lie in orbax's default format."""
+    restore = ocp.checkpoint_utils.construct_restore_args(target)
+    try:
+        with ocp.PyTreeCheckpointer() as reader:
+            args = ocp.args.PyTreeRestore(item=target, restore_args=restore)
+            restored: dict[str, Any] = reader.restore(folder.resolve(), args=args)
+    except Exception as error:  # orbax raises the bare class for a chunk that cannot be decoded
+        raise ValueError(_unreadable(folder, error)) from error
+    return restored
+
+
+def _unreadable(where: epath.Path, error: Exception) -> str:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    return (
+        f"{where}: the arrays cannot be read ({reason}). The folder is truncated or damaged; "
+        "restore it from a copy."
+    )
+
+
+def _on_devices(folder: epath.Path, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    """Reads what the devices of this process need of an array, once, and cuts it for each."""
+    sharding = leaf.sharding
+    assert isinstance(sharding, jax.sharding.Sharding)
+    wanted = sharding.addressable_devices_indices_map(leaf.shape)
+    bounds = {device: _bounds(index or (), leaf.shape) for device, index in wanted.items()}
+    axes = list(zip(*bounds.values(), strict=True))
+    box = tuple((min(a for a, _ in axis), max(b for _, b in axis)) for axis in axes)
+    host = zarr.read(folder, leaf.shape, leaf.dtype, box)
+    shards = [
+        jax.device_put(
+            host[tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(own, box, strict=True))],
+            device,
+        )
+        for device, own in bounds.items()
+    ]
+    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, shards)
+
+
+def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> zarr.Box:
+    return tuple(part.indices(n)[:2] for part, n in zip(index, shape, strict=True))

@@ -1,0 +1,20 @@
+import jax
+from flax import nnx
+
+from experiments.benchmarks import checkpoint
+
+SHAPE = checkpoint.Shape(dim=128, ffn_dim=128, vocab=8)
+
+
+def test_a_row_has_what_both_parts_measured(tmp_path, monkeypatch):
+    parts = {"save": checkpoint._save, "load": checkpoint._load}
+    monkeypatch.setattr(checkpoint, "_in_process", lambda part, job: parts[part](job))
+    (row,) = checkpoint.measure(["w3a16_g128"], params=3e5, rounds=1, folder=tmp_path, shape=SHAPE)
+    model = checkpoint.random_model("w3a16_g128", row.layers, SHAPE)
+    assert row.layers == 3  # 7 * 128**2 parameters each
+    assert row.bytes == sum(x.nbytes for x in jax.tree.leaves(nnx.state(model)))
+    assert 0 < row.copy_cached <= row.copy
+    assert min(row.save, row.load, row.verified) > 0
+    assert row.memory >= 0
+    assert list(tmp_path.iterdir()) == [], "nothing is left on the disk"
+    assert checkpoint.table([row]).splitlines()[-1].startswith("| w3a16_g128 | 3 | 0 |")
