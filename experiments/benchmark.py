@@ -22,7 +22,7 @@ _SUITE = flags.DEFINE_enum(
 _ROUNDS = flags.DEFINE_integer("rounds", 12, "How often each contender is timed.", lower_bound=3)
 _PARAMS = flags.DEFINE_float("params", 1e9, "checkpoint: parameters of the model.", lower_bound=1)
 _DISK = flags.DEFINE_string("disk", None, "checkpoint: a folder on the disk that is measured.")
-_SCHEMES = flags.DEFINE_list("schemes", None, "Presets to measure; default: the suite's own list.")
+_SCHEMES = flags.DEFINE_list("schemes", None, "Schemes to measure; default: the suite's own list.")
 _OUT = flags.DEFINE_string("out", None, "Folder for the table as Markdown and JSON.")
 
 

@@ -9,6 +9,9 @@ model = lb.pack_model(model)                  # 2 bits a weight
 lb.checkpoint.save("packed", model)
 """
 
+import importlib as _importlib
+from typing import Any as _Any
+
 from lowbit_jax import (
     calibrate,
     checkpoint,
@@ -175,3 +178,10 @@ __all__ = [
     "ste",
     "summary",
 ]
+
+
+def __getattr__(name: str) -> _Any:
+    # Readers of files bring tokenizers and safetensors with them: when they are first asked for.
+    if name == "interop":
+        return _importlib.import_module("lowbit_jax.interop")
+    raise AttributeError(f"module 'lowbit_jax' has no attribute {name!r}")

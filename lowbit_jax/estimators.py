@@ -83,3 +83,79 @@ def _scaled_gradient_bwd(factor, _, g):
 
 
 scaled_gradient.defvjp(_scaled_gradient_fwd, _scaled_gradient_bwd)
+
+
+@jax.custom_vjp
+def surrogate(x_hat: Array, operands: dict[str, Array], slopes: dict[str, Array]) -> Array:
+    """The value of `x_hat`, whose derivative by every operand is said to be that of `slopes`.
+
+    The gradient of an operand is `g * slope`, summed over the axes along which the operand has
+    length 1: most training-time quantizers are a rounding and a table of such slopes.
+
+    Args:
+        x_hat: float32.
+        operands: float32 arrays of the rank of `x_hat`, 1 where shared.
+        slopes: One per operand, each broadcasting to the shape of `x_hat`.
+    """
+    return x_hat
+
+
+def _surrogate_fwd(x_hat, operands, slopes):
+    return x_hat, (operands, slopes)
+
+
+def _surrogate_bwd(residuals, g):
+    operands, slopes = residuals
+
+    def gradient(operand, slope):
+        each = g * slope
+        sizes = zip(operand.shape, each.shape, strict=True)
+        shared = tuple(axis for axis, (n, full) in enumerate(sizes) if n == 1 and full != 1)
+        return jnp.sum(each, shared, keepdims=True) if shared else each
+
+    zeros = jax.tree.map(jnp.zeros_like, slopes)
+    return jnp.zeros_like(g), {k: gradient(v, slopes[k]) for k, v in operands.items()}, zeros
+
+
+surrogate.defvjp(_surrogate_fwd, _surrogate_bwd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def quantized_gradient(x: Float[Array, "*n"], key: Array, bits: int) -> Float[Array, "*n"]:
+    """`x`, with its gradient rounded stochastically to `bits` bits.
+
+    DoReFa-Net (arXiv:1606.06160, Eq. 12): of a gradient g,
+    `2 max|g| (quantize(g / (2 max|g|) + 1/2 + N) - 1/2)` with N uniform in
+    `[-1/2, 1/2] / (2**bits - 1)` and quantize the nearest multiple of `1 / (2**bits - 1)`: the
+    expectation over keys is g. The maximum is over all axes but the first, that of the batch.
+
+    Args:
+        x: Of any shape.
+        key: Of this call; a new one at every step.
+        bits: Of the gradient, 1 to 16.
+
+    Raises:
+        ValueError: Bits outside 1 to 16.
+    """
+    if not 1 <= bits <= 16:
+        raise ValueError(f"quantized_gradient: bits={bits} is not in 1 to 16.")
+    return x
+
+
+def _quantized_gradient_fwd(x, key, bits):
+    return quantized_gradient(x, key, bits), key
+
+
+def _quantized_gradient_bwd(bits, key, g):
+    steps = np.float32(2**bits - 1)
+    g32 = g.astype(jnp.float32)
+    largest = jnp.max(jnp.abs(g32), axis=tuple(range(1, g.ndim)) or None, keepdims=True)
+    largest = jnp.maximum(largest, np.float32(2.0**-100))
+    unit = g32 / (2 * largest) + np.float32(0.5)  # in [0, 1]
+    # floor(v + U[0, 1)) is the nearest integer of v plus noise of +-1/2.
+    level = jnp.floor(unit * steps + jax.random.uniform(key, g.shape, jnp.float32))
+    level = jnp.clip(level, 0.0, steps)
+    return ((2 * largest) * (level * np.float32(1 / steps) - np.float32(0.5))).astype(g.dtype), None
+
+
+quantized_gradient.defvjp(_quantized_gradient_fwd, _quantized_gradient_bwd)

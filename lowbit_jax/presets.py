@@ -9,8 +9,17 @@
 | w1_58a16, w1_58a8, _pc | ternary, absmean per tensor or channel (BitNet) | float, int8 per token |
 | w1a16, w1a8, _pc | sign times mean magnitude per tensor, or channel | float, int8 per token |
 | ..a8_int8, w4a4_int8 | as without `_int8`, multiplied as int8 in the forward pass | the same |
+| w1a16_bc | sign (BinaryConnect), per tensor | float |
+| w1a1_bnn | signs (BNN), per tensor | signs |
+| w1a1_xnor, w1a1_bireal, w1a1_reactnet | sign times mean magnitude per channel | signs |
+| w1a16_elastic, w{1_58,2}a16_stretched | ParetoQ's learned ranges per channel | float |
+| w1_58a16_twn | ternary with a threshold (TWN) per tensor | float |
+| w{2,3,4,8}a16_dorefa | DoReFa-Net's, per tensor | float |
+| w2a2_pact, w3a3_pact, w4a4_pact | DoReFa-Net's, per tensor | clipped at a learned value (PACT) |
+| w4a16_pow2, w5a16_apot | powers of two, sums of two of them, per channel | float |
 | nvfp4a16, nvfp4 | e2m1, e4m3 scale per 16, float32 factor per tensor | float, calibrated |
 | mxfp4a16, mxfp4 | e2m1, e8m0 scale per 32 | float, the same |
+| mxfp6_e2m3, mxfp6_e3m2, mxfp8_e4m3, mxfp8_e5m2, each with a16 | e8m0 scale per 32 | the same |
 | nf4_g64 | NormalFloat4, absmax per 64 | float |
 """
 
@@ -21,7 +30,22 @@ from typing import Any, Final, override
 
 from lowbit_jax import formats
 from lowbit_jax.formats import Format
-from lowbit_jax.quantizers import LSQ, Absmax, AbsMean, MinMax, Quantizer, StaticAbsmax
+from lowbit_jax.quantizers import (
+    LSQ,
+    PACT,
+    TWN,
+    XNOR,
+    Absmax,
+    AbsMean,
+    DoReFa,
+    ElasticBinary,
+    MinMax,
+    Quantizer,
+    RSign,
+    Sign,
+    StaticAbsmax,
+    StretchedElastic,
+)
 from lowbit_jax.scheme import LayerScheme
 from lowbit_jax.spec import (
     E4M3,
@@ -80,6 +104,38 @@ def _papers() -> Iterator[tuple[str, LayerScheme]]:
             yield from _with_int8(f"w{bits}a8{suffix}", LayerScheme(weight=weight, input=_A8))
 
 
+def _binary() -> Iterator[tuple[str, LayerScheme]]:
+    whole = QuantSpec(format=formats.BINARY, granularity=PerTensor())
+    channels = QuantSpec(format=formats.BINARY)
+    yield "w1a16_bc", LayerScheme(weight=Sign(whole, gradient="identity"))
+    yield "w1a1_bnn", LayerScheme(weight=Sign(whole), input=Sign(whole))
+    # XNOR-Net's scales of activations are left out, as its successors do.
+    yield "w1a1_xnor", LayerScheme(weight=XNOR(channels), input=Sign(whole))
+    polynomial = Sign(whole, gradient="polynomial")
+    yield "w1a1_bireal", LayerScheme(weight=XNOR(channels), input=polynomial)
+    yield "w1a1_reactnet", LayerScheme(weight=XNOR(channels), input=RSign(whole))
+    yield "w1a16_elastic", LayerScheme(weight=ElasticBinary(channels))
+
+
+def _few_bits() -> Iterator[tuple[str, LayerScheme]]:
+    for bits, fmt in (("1_58", formats.TERNARY), ("2", formats.INT2_HALF)):
+        stretched = StretchedElastic(QuantSpec(format=fmt))
+        yield f"w{bits}a16_stretched", LayerScheme(weight=stretched)
+    ternary = QuantSpec(format=formats.TERNARY, granularity=PerTensor())
+    yield "w1_58a16_twn", LayerScheme(weight=TWN(ternary))
+    for bits in (2, 3, 4, 8):
+        half = formats.get(f"int{bits}_half")
+        weight = DoReFa(QuantSpec(format=half, granularity=PerTensor()))
+        yield f"w{bits}a16_dorefa", LayerScheme(weight=weight)
+        if bits < 8:
+            unsigned = QuantSpec(
+                format=formats.get(f"uint{bits}"), granularity=PerTensor(), symmetric=False
+            )
+            yield f"w{bits}a{bits}_pact", LayerScheme(weight=weight, input=PACT(unsigned))
+    for name, book in (("w4a16_pow2", formats.POW2_4), ("w5a16_apot", formats.APOT5)):
+        yield name, LayerScheme(weight=Absmax(QuantSpec(format=book)))
+
+
 def _with_int8(name: str, scheme: LayerScheme) -> Iterator[tuple[str, LayerScheme]]:
     yield name, scheme
     yield f"{name}_int8", dataclasses.replace(scheme, product="int8")
@@ -93,10 +149,17 @@ def _floats() -> Iterator[tuple[str, LayerScheme]]:
     )
     yield "nvfp4a16", LayerScheme(weight=weight)
     yield "nvfp4", LayerScheme(weight=weight, input=activations)
-    weight = Absmax(QuantSpec(format=e2m1, granularity=PerGroup(32), scale_format=E8M0))
-    activations = Absmax(QuantSpec(format=e2m1, granularity=PerToken(32), scale_format=E8M0))
-    yield "mxfp4a16", LayerScheme(weight=weight)
-    yield "mxfp4", LayerScheme(weight=weight, input=activations)
+    for name, fmt in (
+        ("mxfp4", e2m1),
+        ("mxfp6_e2m3", formats.FP6_E2M3),
+        ("mxfp6_e3m2", formats.FP6_E3M2),
+        ("mxfp8_e4m3", formats.FP8_E4M3),
+        ("mxfp8_e5m2", formats.FP8_E5M2),
+    ):
+        weight = Absmax(QuantSpec(format=fmt, granularity=PerGroup(32), scale_format=E8M0))
+        activations = Absmax(QuantSpec(format=fmt, granularity=PerToken(32), scale_format=E8M0))
+        yield f"{name}a16", LayerScheme(weight=weight)
+        yield name, LayerScheme(weight=weight, input=activations)
     nf4 = QuantSpec(format=formats.NF4, granularity=PerGroup(64))
     yield "nf4_g64", LayerScheme(weight=Absmax(nf4))
 
@@ -105,7 +168,8 @@ class Presets(Mapping[str, LayerScheme]):
     """The table; an unknown name is a ValueError that lists the nearest."""
 
     def __init__(self) -> None:
-        self._table = dict(_integers()) | dict(_papers()) | dict(_floats())
+        parts = (_integers(), _papers(), _binary(), _few_bits(), _floats())
+        self._table = {name: scheme for part in parts for name, scheme in part}
 
     def __getitem__(self, name: str) -> LayerScheme:
         if name not in self._table:

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from lowbit_jax.nn import Twin
+from lowbit_jax.nn import PackedTwin, Twin
+from lowbit_jax.ops import Prepared
 from lowbit_jax.qtensor import QTensor
 from lowbit_jax.walk import layers
 
@@ -150,8 +151,10 @@ def _twin_row(path: str, twin: Twin) -> Row:
     )
 
 
-def _frozen(twin: Twin) -> QTensor:
+def _frozen(twin: Twin) -> QTensor | Prepared:
     """The packed kernel's shapes, whether the twin's own arrays are there or abstract."""
+    if isinstance(twin, PackedTwin):
+        return twin.matrix
     graphdef, state = nnx.split(twin)
     return jax.eval_shape(lambda state: nnx.merge(graphdef, state).freeze_kernel(), state)
 

@@ -1,3 +1,5 @@
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -50,8 +52,56 @@ def test_names_are_unique_and_found():
     for fmt in formats.ALL:
         assert formats.get(fmt.name) is fmt
         assert hash(fmt) == hash(formats.get(fmt.name))
+        assert formats.from_key(formats.to_key(fmt)) is fmt
+    # Half-shifted levels of one bit are binary at half the scale.
+    assert formats.get("int1") is formats.BINARY
 
 
 def test_an_unknown_format_lists_the_nearest():
     with pytest.raises(ValueError, match=r"'int44'.*int4"):
         formats.get("int44")
+
+
+def test_a_codebook_of_ones_own_obeys_the_law_and_travels_as_json():
+    fmt = formats.codebook([-1.0, -0.3, -0.0, 0.7, 0.9])
+    assert fmt.bits == 3
+    assert fmt.zero_code == 2
+    testing.check_format(fmt, _sweep())
+    key = json.loads(json.dumps(formats.to_key(fmt)))
+    assert formats.from_key(key) == fmt
+    # The same values have the same name, other values another.
+    assert formats.codebook(fmt.values) == fmt
+    assert formats.codebook([-1.0, 1.0]).name != fmt.name
+
+
+def test_a_codebook_that_borrows_a_name_is_still_written_in_full():
+    impostor = formats.codebook([-1.0, 1.0], name="nf4")
+    assert formats.from_key(formats.to_key(impostor)) == impostor
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([-1.0, np.nan, 1.0], "finite values, not nan"),
+        ([-1.0, np.inf], "finite values, not inf"),
+        ([0.5, -0.5], r"ascends.* 0\.5 is followed by -0\.5"),
+        ([0.0, 0.0, 1.0], r"ascends.*entries 0 and 1.*sorted\(set"),
+        ([1.0, 1.0 + 1e-9], "each float32 value once"),
+        ([1.0], "1 values do not fit"),
+        (np.arange(257.0), "257 values do not fit codes of 8 bits"),
+    ],
+)
+def test_a_codebook_with_bad_values_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        formats.codebook(values)
+
+
+def test_keys_of_codebooks_are_checked():
+    key = formats.to_key(formats.codebook([-1.0, 1.0]))
+    with pytest.raises(ValueError, match="colour"):
+        formats.from_key(key | {"colour": 1})
+    with pytest.raises(ValueError, match="do not fit codes of 1 bits"):
+        formats.from_key(key | {"values": [0.0, 1.0, 2.0]})
+    unregistered = formats.Minifloat("fp5", 5, exponent_bits=2, mantissa_bits=2, largest=7.0)
+    with pytest.raises(NotImplementedError, match=r"'fp5'.*only codebooks"):
+        formats.to_key(unregistered)

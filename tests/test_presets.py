@@ -15,7 +15,16 @@ LISTED = {
     ),
     *("w8a8", "w4a8", "w4a4", "w4a4_clip"),
     *(f"w{bits}a{a}{pc}" for bits in ("1", "1_58") for a in (8, 16) for pc in ("", "_pc")),
-    *("nvfp4a16", "nvfp4", "mxfp4a16", "mxfp4", "nf4_g64"),
+    *("nvfp4a16", "nvfp4", "nf4_g64"),
+    *(
+        f"mx{fmt}{a}"
+        for fmt in ("fp4", "fp6_e2m3", "fp6_e3m2", "fp8_e4m3", "fp8_e5m2")
+        for a in ("", "a16")
+    ),
+    *("w1a16_bc", "w1a1_bnn", "w1a1_xnor", "w1a1_bireal", "w1a1_reactnet", "w1a16_elastic"),
+    *("w1_58a16_twn", "w1_58a16_stretched", "w2a16_stretched", "w4a16_pow2", "w5a16_apot"),
+    *(f"w{bits}a16_dorefa" for bits in (2, 3, 4, 8)),
+    *(f"w{bits}a{bits}_pact" for bits in (2, 3, 4)),
 }
 INTEGER = {
     "w8a8",
@@ -72,6 +81,16 @@ INT8_TOKENS = "Absmax int8_narrow per token"
             "Absmax",
             "fp4_e2m1 in groups of 32 with e8m0 scales",
             "Absmax fp4_e2m1 per token in groups of 32 with e8m0 scales",
+        ),
+        "w1a1_bnn": ("Sign", "binary per tensor", "Sign binary per tensor"),
+        "w1a1_reactnet": ("XNOR", "binary per channel", "RSign binary per tensor"),
+        "w2a16_stretched": ("StretchedElastic", "int2_half per channel", None),
+        "w3a3_pact": ("DoReFa", "int3_half per tensor", "PACT uint3 per tensor"),
+        "w5a16_apot": ("Absmax", "apot5 per channel", None),
+        "mxfp6_e3m2": (
+            "Absmax",
+            "fp6_e3m2 in groups of 32 with e8m0 scales",
+            "Absmax fp6_e3m2 per token in groups of 32 with e8m0 scales",
         ),
         "nf4_g64": ("Absmax", "nf4 in groups of 64", None),
     }.items(),

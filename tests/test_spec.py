@@ -8,8 +8,11 @@ import pytest
 from lowbit_jax import formats, testing
 from lowbit_jax.spec import (
     BFLOAT16,
+    DYADIC16,
     E4M3,
     E8M0,
+    E8M0_CEIL,
+    E8M0_EVEN,
     FLOAT16,
     SCALE_FORMATS,
     Block,
@@ -18,6 +21,7 @@ from lowbit_jax.spec import (
     PerTensor,
     PerToken,
     QuantSpec,
+    dyadic_parts,
 )
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
@@ -132,7 +136,32 @@ def test_e8m0_rounds_down_to_a_power_of_two():
     np.testing.assert_array_equal(E8M0.round(jnp.asarray(scales)), expected.astype(np.float32))
 
 
-@pytest.mark.parametrize("scale_format", SCALE_FORMATS.values(), ids=lambda f: f.name)
+def test_directed_e8m0_rounds_up_and_is_its_own_key():
+    scales = _scales()
+    scales = scales[scales < 2.0**127]
+    expected = np.exp2(np.ceil(np.log2(scales.astype(np.float64))))
+    np.testing.assert_array_equal(E8M0_CEIL.round(jnp.asarray(scales)), expected.astype(np.float32))
+    assert [f.key for f in (E8M0, E8M0_CEIL, E8M0_EVEN)] == ["e8m0", "e8m0_ceil", "e8m0_even"]
+    with pytest.raises(NotImplementedError, match="int4 has none"):
+        QuantSpec(format=formats.INT4, scale_format=E8M0_EVEN)
+
+
+def test_dyadic_scales_are_integers_over_powers_of_two():
+    scale = DYADIC16.round(jnp.asarray(_scales()))
+    b, c = (np.asarray(part, np.int64) for part in dyadic_parts(scale))
+    assert ((b >= 1) & (b < 2**16) & (c >= 0) & (c <= 46)).all()
+    np.testing.assert_array_equal(b / 2.0**c, np.asarray(scale, np.float64))
+    # Half a unit in the last of 16 bits, where c is free.
+    near = np.float32([0.3, 1e-3, 7.7])
+    np.testing.assert_allclose(DYADIC16.round(jnp.asarray(near)), near, rtol=2.0**-16)
+
+
+def test_a_spec_with_a_codebook_of_ones_own_travels_as_json():
+    spec = QuantSpec(format=formats.codebook([-1.0, 0.0, 0.5]), scale_format=E8M0_CEIL)
+    assert QuantSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+@pytest.mark.parametrize("scale_format", SCALE_FORMATS.values(), ids=lambda f: f.key)
 def test_storing_a_rounded_scale_is_exact(scale_format):
     rounded = scale_format.round(jnp.asarray(_scales()))
     stored = scale_format.store(rounded)
@@ -141,7 +170,7 @@ def test_storing_a_rounded_scale_is_exact(scale_format):
     np.testing.assert_array_equal(scale_format.round(rounded), rounded)
 
 
-@pytest.mark.parametrize("scale_format", SCALE_FORMATS.values(), ids=lambda f: f.name)
+@pytest.mark.parametrize("scale_format", SCALE_FORMATS.values(), ids=lambda f: f.key)
 def test_scales_saturate_at_both_ends_and_keep_nan(scale_format):
     got = np.asarray(scale_format.round(jnp.float32([0.0, 1e-45, np.nan, 3.4e38])))
     assert (got[:2] == np.float32(scale_format.smallest)).all()

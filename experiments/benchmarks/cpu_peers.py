@@ -74,7 +74,10 @@ def openvino_product(codes: np.ndarray, scale: np.ndarray, threads: int) -> Prod
     nibbles = codes.T.reshape(-1, 2).astype(np.uint8)
     packed = nibbles[:, 0] | nibbles[:, 1] << 4
     shape = [n, k // GROUP, GROUP]
-    weights = ops.constant(openvino.Tensor(packed, shape, openvino.Type.u4))
+    # A tensor of a packed type borrows the array's memory: filled in, it owns its own.
+    tensor = openvino.Tensor(openvino.Type.u4, openvino.Shape(shape))
+    tensor.data.reshape(-1)[:] = packed
+    weights = ops.constant(tensor)
     centred = ops.subtract(
         ops.convert(weights, openvino.Type.f16), ops.constant(np.float16(ZERO).reshape(1, 1, 1))
     )

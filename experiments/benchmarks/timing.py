@@ -34,7 +34,7 @@ class Timing:
 
 
 def interleaved(
-    contenders: Mapping[str, Callable[[], Any]], *, rounds: int, baseline: str
+    contenders: Mapping[str, Callable[[], Any]], *, rounds: int, baseline: str, before: int = 0
 ) -> list[Timing]:
     """Times every contender once a round, in a new order each round.
 
@@ -44,12 +44,16 @@ def interleaved(
         contenders: Name to a function that starts one run and returns its arrays.
         rounds: How often each is timed.
         baseline: What the ratios are to.
+        before: Untimed calls in front of each timed one, so that it meets its own caches and
+            threads and not the last contender's.
     """
     order = np.random.default_rng(0)
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
     for _ in range(rounds):
         for index in order.permutation(len(names)):
+            for _ in range(before):
+                jax.block_until_ready(contenders[names[index]]())
             start = time.perf_counter()
             jax.block_until_ready(contenders[names[index]]())
             seconds[names[index]].append(time.perf_counter() - start)

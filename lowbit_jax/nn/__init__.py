@@ -1,5 +1,6 @@
 """Quantized twins of Flax NNX layers."""
 
+from lowbit_jax.nn.activations import RPReLU
 from lowbit_jax.nn.base import PackedTwin, TrainTwin, Twin
 from lowbit_jax.nn.layers import (
     PACKED_TWINS,
@@ -34,6 +35,7 @@ __all__ = [
     "QLinear",
     "QLinearGeneral",
     "QuantStat",
+    "RPReLU",
     "TrainTwin",
     "Twin",
     "to_float",

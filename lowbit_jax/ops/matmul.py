@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from lowbit_jax.ops import backends, rules
 from lowbit_jax.ops.activations import SPECS
+from lowbit_jax.ops.backends import mosaic
 from lowbit_jax.ops.prepared import Prepared, canonical
 from lowbit_jax.qtensor import QTensor
 from lowbit_jax.spec import Block
@@ -69,7 +70,7 @@ def _choose(matrix: Prepared, act: str | None) -> str:
 
 
 def _check_implementation(matrix: Prepared, name: str, act: str | None) -> None:
-    backend = backends.get("mosaic_tpu" if name == "interpret" else name)
+    backend = mosaic.INTERPRETED if name == "interpret" else backends.get(name)
     reason = backend.why_not(matrix.meta, act)
     if reason is None and matrix.meta.target not in ("xla", name) and name != "xla":
         reason = f"the matrix was prepared for {matrix.meta.target!r}"

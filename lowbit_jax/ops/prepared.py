@@ -1,6 +1,7 @@
 """Prepared: a packed matrix as a backend's kernels take it."""
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 import jax
@@ -83,6 +84,16 @@ class Prepared:
     def nbytes(self) -> int:
         """Bytes of words, scales and zero points, padding included."""
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self))
+
+    @property
+    def size(self) -> int:
+        """Elements of the array that it stands for."""
+        return math.prod(self.shape)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits an element takes, with its share of scales, zero points and padding."""
+        return self.nbytes * 8 / self.size
 
     def dequantize(self, dtype: Any = None) -> Array:
         """The matrix [K, N]; bit for bit that of the QTensor it was made of.

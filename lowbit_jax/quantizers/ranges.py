@@ -105,10 +105,18 @@ class StaticAbsmax(StraightThrough):
     follow each call; with other scales it is the one scale of the tensor. Until it is calibrated
     the statistic is NaN, and so is every
     result: nothing runs unnoticed on a range that nobody measured.
+
+    Attributes:
+        momentum: Share of the old statistic in a moving average, in [0, 1); 0.9 to 0.99 are usual
+            (arXiv:1712.05877, section 3.1). None: the largest magnitude of all.
     """
+
+    momentum: float | None = None
 
     def __post_init__(self):
         super().__post_init__()
+        if self.momentum is not None and not 0 <= self.momentum < 1:
+            raise ValueError(f"StaticAbsmax: momentum={self.momentum} is not in [0, 1).")
         whole = self.spec.granularity == Block(None, None)
         if not (whole or self.spec.has_global_scale):
             raise ValueError(
@@ -124,7 +132,10 @@ class StaticAbsmax(StraightThrough):
     def observe(self, x: Float[Array, "..."], state: State) -> State:
         seen = state["absmax"]
         largest = jnp.reshape(jnp.max(jnp.abs(x.astype(jnp.float32))), seen.shape)
-        return {"absmax": jnp.fmax(seen, largest)}  # fmax: the NaN of "never seen" gives way
+        if self.momentum is None:
+            return {"absmax": jnp.fmax(seen, largest)}  # fmax: the NaN of "never seen" gives way
+        mean = seen + (largest - seen) * np.float32(1 - self.momentum)
+        return {"absmax": jnp.where(jnp.isnan(seen), largest, mean)}
 
     @override
     def range(self, x: Float[Array, "..."], state: State) -> Range:

@@ -31,12 +31,14 @@ def _small_float(exponent_bits: int, mantissa_bits: int) -> list[float]:
 TABLES: dict[str, list[float]] = {
     **_INTEGERS,
     **_UNSIGNED,
-    "int4_narrow": _INTEGERS["int4"],
-    "int8_narrow": _INTEGERS["int8"],
+    **{f"int{b}_narrow": _INTEGERS[f"int{b}"] for b in range(2, 9)},
     "int2_half": [-1.5, -0.5, 0.5, 1.5],
+    **{f"int{b}_half": [v + 0.5 for v in _INTEGERS[f"int{b}"]] for b in range(3, 9)},
     "ternary": [-1, 0, 1, 2],
     "binary": [-1, 1],
     "fp4_e2m1": _E2M1 + [-v for v in _E2M1],
+    "fp6_e2m3": _small_float(2, 3),
+    "fp6_e3m2": _small_float(3, 2),
     "fp8_e4m3": _small_float(4, 3),
     "fp8_e5m2": _small_float(5, 2),
     # QLoRA (arXiv:2305.14314), appendix E.
@@ -46,14 +48,32 @@ TABLES: dict[str, list[float]] = {
         0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
         0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
     ],
+    # Zero and signed powers of two; the code that is left over repeats the last value.
+    "pow2_3": [-1, -0.5, -0.25, 0, 0.25, 0.5, 1, 1],
+    "pow2_4": [
+        -1, -0.5, -0.25, -0.125, -0.0625, -0.03125, -0.015625, 0,
+        0.015625, 0.03125, 0.0625, 0.125, 0.25, 0.5, 1, 1,
+    ],
+    # APoT (arXiv:1909.13144): one of 0, 1, 1/4, 1/16 plus one of 0, 1/2, 1/8, 1/32; in 32nds.
+    "apot5": [
+        n / 32
+        for n in (
+            -48, -36, -33, -32, -24, -18, -16, -12, -9, -8, -6, -4, -3, -2, -1, 0,
+            1, 2, 3, 4, 6, 8, 9, 12, 16, 18, 24, 32, 33, 36, 48, 48,
+        )
+    ],
 }  # fmt: skip
-# Codes that no value encodes to: ternary's last, a narrow range's lowest, minus zeros, and those
-# that are NaN and infinities in OFP8.
+# Codes that no value encodes to: ternary's last, a narrow range's lowest, minus zeros, those that
+# are NaN and infinities in OFP8, and a codebook's surplus.
 UNUSED = {
     "ternary": {3},
-    "int4_narrow": {0},
-    "int8_narrow": {0},
+    **{f"int{b}_narrow": {0} for b in range(2, 9)},
+    "pow2_3": {7},
+    "pow2_4": {15},
+    "apot5": {31},
     "fp4_e2m1": {8},
+    "fp6_e2m3": {0x20},
+    "fp6_e3m2": {0x20},
     "fp8_e4m3": {0x80, 0x7F, 0xFF},
     "fp8_e5m2": {0x80, *range(0x7C, 0x80), *range(0xFC, 0x100)},
 }
@@ -107,9 +127,14 @@ def test_e2m1_agrees_with_ml_dtypes_bit_for_bit():
 
 @pytest.mark.parametrize(
     ("fmt", "dtype"),
-    [(formats.FP8_E4M3, ml_dtypes.float8_e4m3fn), (formats.FP8_E5M2, ml_dtypes.float8_e5m2)],
+    [
+        (formats.FP6_E2M3, ml_dtypes.float6_e2m3fn),
+        (formats.FP6_E3M2, ml_dtypes.float6_e3m2fn),
+        (formats.FP8_E4M3, ml_dtypes.float8_e4m3fn),
+        (formats.FP8_E5M2, ml_dtypes.float8_e5m2),
+    ],
 )
-def test_fp8_agrees_with_ml_dtypes_bit_for_bit(fmt, dtype):
+def test_fp6_and_fp8_agree_with_ml_dtypes_bit_for_bit(fmt, dtype):
     """Every positive half-way point between two values, and both its float32 neighbours."""
     largest = int(np.asarray(fmt.max, dtype).view(np.uint8))
     table = np.arange(largest + 1, dtype=np.uint8).view(dtype).astype(np.float32)
@@ -118,7 +143,7 @@ def test_fp8_agrees_with_ml_dtypes_bit_for_bit(fmt, dtype):
     v = np.concatenate([v, -v])
     theirs = v.astype(dtype).view(np.uint8)
     codes = np.asarray(fmt.encode(jnp.asarray(v)))
-    np.testing.assert_array_equal(codes, np.where(theirs == 0x80, 0, theirs))
+    np.testing.assert_array_equal(codes, np.where(theirs == 1 << (fmt.bits - 1), 0, theirs))
 
 
 @pytest.mark.parametrize(
@@ -131,6 +156,8 @@ def test_fp8_agrees_with_ml_dtypes_bit_for_bit(fmt, dtype):
         ("int2_half", [-9, -1, -0.01, 0, -0.0, 1, 0.99], [-1.5, -0.5, -0.5, 0.5, 0.5, 1.5, 0.5]),
         ("ternary", [-1.5, -0.5, 0.5, 0.51, 9], [-1, 0, 0, 1, 1]),
         ("binary", [-0.1, -0.0, 0.0, 0.1], [-1, 1, 1, 1]),
+        ("pow2_3", [-9, -0.375, 0.125, 0.126, 0.74, 0.76], [-1, -0.5, 0, 0.25, 0.5, 1]),
+        ("int3_half", [-9, -3, -0.01, 0, 2.99, 3], [-3.5, -2.5, -0.5, 0.5, 2.5, 3.5]),
         ("nf4", [-2, 0.03979014977812767, 0.0398, 2], [-1, 0, 0.07958029955625534, 1]),
     ],
 )

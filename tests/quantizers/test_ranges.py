@@ -89,3 +89,16 @@ def test_absmean_has_its_eps_as_the_smallest_scale():
     q = AbsMean(QuantSpec(format=formats.TERNARY), eps=1e-2)
     assert float(q.range(w, {}).scale[0, 0]) == np.float32(1e-2)
     assert not np.asarray(q.fake_quant(w, {})).any()
+
+
+def test_a_moving_average_follows_the_batches():
+    q = StaticAbsmax(INT8, momentum=0.75)
+    state = q.init(jnp.ones((1, 4), jnp.float32))
+    seen = []
+    for largest in (4.0, 8.0, 0.0):
+        state = q.observe(jnp.float32([[largest, -largest / 2, 0.0, 0.0]]), state)
+        seen.append(float(state["absmax"][0, 0]))
+    assert seen == [4.0, 5.0, 3.75]
+    for wrong in (1.0, -0.1):
+        with pytest.raises(ValueError, match="momentum"):
+            StaticAbsmax(INT8, momentum=wrong)

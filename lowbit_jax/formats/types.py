@@ -1,27 +1,10 @@
-"""Formats: the finite sets of reals that one code can stand for.
-
-A format knows nothing of scales, groups or arrays' shapes; it rounds a number that is already in
-units of the scale. All arithmetic is float32, and zero is always +0.0, so that two ways of
-computing a value agree bit for bit.
-
-| name          | bits | values                                        | code c stands for        |
-|---------------|------|-----------------------------------------------|--------------------------|
-| int2 .. int8  | b    | -2**(b-1) .. 2**(b-1) - 1                     | c - 2**(b-1)             |
-| int4_narrow … | b    | -(2**(b-1) - 1) .. 2**(b-1) - 1               | c - 2**(b-1)             |
-| uint2 .. uint8| b    | 0 .. 2**b - 1, shifted by an integer zero point | c                      |
-| int2_half     | 2    | -1.5, -0.5, 0.5, 1.5                          | c - 1.5                  |
-| ternary       | 2    | -1, 0, 1                                      | c - 1                    |
-| binary        | 1    | -1, 1                                         | 2 c - 1                  |
-| fp4_e2m1      | 4    | 0, .5, 1, 1.5, 2, 3, 4, 6, and negative       | sign, exponent, mantissa |
-| fp8_e4m3      | 8    | 0, 2**-9 .. 448, and negative                 | sign, exponent, mantissa |
-| fp8_e5m2      | 8    | 0, 2**-16 .. 57344, and negative              | sign, exponent, mantissa |
-| nf4           | 4    | 16 quantiles of the normal distribution       | the c-th, ascending      |
-"""
+"""The kinds of formats: integer grids, small floats, codebooks."""
 
 import abc
 import dataclasses
-import difflib
-from typing import Final, override
+import zlib
+from collections.abc import Sequence
+from typing import override
 
 import jax.numpy as jnp
 import numpy as np
@@ -214,9 +197,29 @@ class Codebook(Format):
 
     Attributes:
         values: The values, ascending, at most `2**bits`.
+
+    Raises:
+        ValueError: Values that are not finite, not ascending, given twice, or too many.
     """
 
     values: tuple[float, ...]
+
+    def __post_init__(self):
+        table = np.asarray(self.values, np.float32)
+        if not np.isfinite(table).all():
+            wrong = table[~np.isfinite(table)][0]
+            raise ValueError(f"{self.name}: a codebook holds finite values, not {wrong}.")
+        if not 2 <= table.size <= 2**self.bits:
+            raise ValueError(
+                f"{self.name}: {table.size} values do not fit codes of {self.bits} bits, which "
+                f"tell 2 to {2**self.bits} values apart."
+            )
+        if (np.diff(table) <= 0).any():
+            i = int(np.argmax(np.diff(table) <= 0))
+            raise ValueError(
+                f"{self.name}: a codebook ascends, each float32 value once, but {table[i]} is "
+                f"followed by {table[i + 1]} (entries {i} and {i + 1}). Give sorted(set(values))."
+            )
 
     @property
     @override
@@ -251,65 +254,23 @@ class Codebook(Format):
         return jnp.take(jnp.asarray(self.values, jnp.float32), code.astype(jnp.int32), mode="clip")
 
 
-def _signed(bits: int, narrow: bool = False) -> IntGrid:
-    half = 2 ** (bits - 1)
-    name = f"int{bits}_narrow" if narrow else f"int{bits}"
-    return IntGrid(name, bits, qmin=1 - half if narrow else -half, qmax=half - 1, low=-half)
+def codebook(values: Sequence[float], name: str | None = None) -> Codebook:
+    """A format of one's own values, ascending; it needs no registration and travels in a spec.
 
+    Scales are `absmax / max |value|`; the narrowest code that tells the values apart is used.
 
-def _unsigned(bits: int) -> IntGrid:
-    return IntGrid(f"uint{bits}", bits, qmin=0, qmax=2**bits - 1, low=0, signed=False)
-
-
-INT2: Final = _signed(2)
-INT3: Final = _signed(3)
-INT4: Final = _signed(4)
-INT5: Final = _signed(5)
-INT6: Final = _signed(6)
-INT7: Final = _signed(7)
-INT8: Final = _signed(8)
-INT4_NARROW: Final = _signed(4, narrow=True)
-INT8_NARROW: Final = _signed(8, narrow=True)
-UINT2: Final = _unsigned(2)
-UINT3: Final = _unsigned(3)
-UINT4: Final = _unsigned(4)
-UINT5: Final = _unsigned(5)
-UINT6: Final = _unsigned(6)
-UINT7: Final = _unsigned(7)
-UINT8: Final = _unsigned(8)
-INT2_HALF: Final = IntGrid("int2_half", 2, qmin=-1.5, qmax=1.5, low=-1.5)
-TERNARY: Final = IntGrid("ternary", 2, qmin=-1, qmax=1, low=-1)
-BINARY: Final = IntGrid("binary", 1, qmin=-1, qmax=1, low=-1, step=2)
-FP4_E2M1: Final = Minifloat("fp4_e2m1", 4, exponent_bits=2, mantissa_bits=1, largest=6.0)
-FP8_E4M3: Final = Minifloat("fp8_e4m3", 8, exponent_bits=4, mantissa_bits=3, largest=448.0)
-FP8_E5M2: Final = Minifloat("fp8_e5m2", 8, exponent_bits=5, mantissa_bits=2, largest=57344.0)
-# The 16 values of QLoRA's NormalFloat (arXiv:2305.14314, appendix E).
-NF4: Final = Codebook(
-    "nf4",
-    4,
-    (
-        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
-        -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
-        0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-        0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-    ),
-)  # fmt: skip
-
-ALL: Final[tuple[Format, ...]] = (
-    INT2, INT3, INT4, INT5, INT6, INT7, INT8, INT4_NARROW, INT8_NARROW,
-    UINT2, UINT3, UINT4, UINT5, UINT6, UINT7, UINT8,
-    INT2_HALF, TERNARY, BINARY, FP4_E2M1, FP8_E4M3, FP8_E5M2, NF4,
-)  # fmt: skip
-_BY_NAME: Final = {fmt.name: fmt for fmt in ALL}
-
-
-def get(name: str) -> Format:
-    """The registered format of that name.
+    Args:
+        values: 2 to 256 finite values, each once.
+        name: Default: one made of the values.
 
     Raises:
-        ValueError: There is none; the message lists the nearest names.
+        ValueError: See `Codebook`.
+
+    Example:
+        >>> codebook([-1.0, -0.3, 0.0, 0.3, 1.0]).bits
+        3
     """
-    if name not in _BY_NAME:
-        near = difflib.get_close_matches(name, _BY_NAME, n=5, cutoff=0.3) or sorted(_BY_NAME)
-        raise ValueError(f"no format is named {name!r}. Nearest: {near}.")
-    return _BY_NAME[name]
+    table = tuple(float(v) + 0.0 for v in np.asarray(values, np.float32))  # no minus zero
+    digest = zlib.crc32(np.asarray(table, np.float32).tobytes())
+    bits = min(max(len(table) - 1, 1).bit_length(), 8)
+    return Codebook(name or f"codebook{len(table)}_{digest:08x}", bits, table)

@@ -1,4 +1,4 @@
-"""Range finding: array -> Range(scale, zero_point, global_scale).
+"""Ranges that are a formula of the array: magnitudes, extremes, means, quantiles.
 
 Every function is a deterministic function of the array that does not depend on the order of a
 reduction, so that sharding or fusing it changes no code: maxima do not, and means are summed in
@@ -8,13 +8,14 @@ integers. Constants enter as float32 reciprocals.
 import math
 from typing import Final
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from lowbit_jax.blocks import BlockView, divided, pinned, reduce_matrix
-from lowbit_jax.grid import Range, snap
+from lowbit_jax.formats import Minifloat
+from lowbit_jax.grid import Range
+from lowbit_jax.rounding import round_minifloat
 from lowbit_jax.spec import QuantSpec
 
 # Its product with the smallest e4m3 scale, 2**-9, and the smallest value of a format stays normal.
@@ -26,7 +27,9 @@ def absmax(x: Array, spec: QuantSpec, *, global_absmax: Array | None = None) -> 
 
     scale = absmax / half_range of the format: `2 absmax / (2**b - 1)` for full integer ranges
     (GPTQ's convention), `absmax / (2**(b-1) - 1)` for narrow ones, `absmax / 6` for e2m1.
-    With e8m0 scales: `2**(floor(log2 absmax) - floor(log2 max))` (OCP MX v1.0, section 6.3).
+    With e8m0 scales: `2**(floor(log2 absmax) - floor(log2 max))` (OCP MX v1.0, section 6.3); those
+    that round up: the least power of two that is `absmax / half_range` or more; those that round
+    to even: the first formula, with absmax rounded to the format's mantissa.
     With e4m3 scales (NVFP4): global_scale = absmax of the matrix / (448 * max), scale = e4m3(absmax
     / max / global_scale).
 
@@ -47,10 +50,58 @@ def absmax(x: Array, spec: QuantSpec, *, global_absmax: Array | None = None) -> 
     if spec.has_global_scale:
         whole = reduce_matrix(jnp.max, jnp.abs(x), spec) if global_absmax is None else global_absmax
         return _two_level(block, whole, spec)
-    if spec.scale_format.name == "e8m0":
+    return _one_level(block, spec)
+
+
+def _one_level(block: Array, spec: QuantSpec) -> Range:
+    """The range whose ends are +-`block`."""
+    if spec.scale_format.rounding in ("floor", "even"):
+        if isinstance(spec.format, Minifloat) and spec.scale_format.rounding == "even":
+            block = round_minifloat(
+                block,
+                mantissa_bits=spec.format.mantissa_bits,
+                min_exponent=-100,
+                largest=float(np.finfo(np.float32).max),
+            )
         largest_exponent = math.floor(math.log2(spec.format.max))
         return Range(pinned(spec.scale_format.round(block * np.float32(2.0**-largest_exponent))))
     return Range(pinned(spec.scale_format.round(block * np.float32(1 / spec.format.half_range))))
+
+
+def quantile(x: Array, spec: QuantSpec, *, share: float = 0.999) -> Range:
+    """Range that covers a share of each block's elements, the others saturate.
+
+    Symmetric: from the quantile of the magnitudes. Asymmetric: from the quantiles `(1 - share) / 2`
+    and `(1 + share) / 2`, widened to hold zero. Linear between order statistics. It sorts: not for
+    use inside a training step.
+
+    Args:
+        x: Array as the spec's granularity sees it.
+        spec: Its spec; with one level of scales.
+        share: In (0, 1].
+
+    Raises:
+        ValueError: A share outside (0, 1].
+        NotImplementedError: A spec with a global scale.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"quantile: share={share} is not in (0, 1].")
+    if spec.has_global_scale:
+        raise NotImplementedError("quantile: one scale level only; NVFP4's ranges are `absmax`.")
+    x = x.astype(jnp.float32)
+    view = BlockView.of(x.shape, spec)
+
+    def at(values: Array, q: float) -> Array:
+        return view.reduce(lambda v, axis, keepdims: _quantile(v, q, axis), values)
+
+    if spec.symmetric:
+        return _one_level(at(jnp.abs(x), share), spec)
+    low, high = at(x, (1 - share) / 2), at(x, (1 + share) / 2)
+    return asymmetric(jnp.minimum(low, 0.0), jnp.maximum(high, 0.0), spec)
+
+
+def _quantile(x: Array, q: float, axis: tuple[int, ...]) -> Array:
+    return jnp.quantile(x, np.float32(q), axis=axis, keepdims=True)
 
 
 def _two_level(block: Array, whole: Array, spec: QuantSpec) -> Range:
@@ -74,10 +125,11 @@ def minmax(x: Array, spec: QuantSpec) -> Range:
     view = BlockView.of(x.shape, spec)
     low = jnp.minimum(view.reduce(jnp.min, x), 0.0)
     high = jnp.maximum(view.reduce(jnp.max, x), 0.0)
-    return _asymmetric(low, high, spec)
+    return asymmetric(low, high, spec)
 
 
-def _asymmetric(low: Array, high: Array, spec: QuantSpec) -> Range:
+def asymmetric(low: Array, high: Array, spec: QuantSpec) -> Range:
+    """The range from `low` to `high`, of the scale's shape, with an integer zero point."""
     levels = spec.format.half_range * 2
     scale = pinned(spec.scale_format.round((high - low) * np.float32(1 / levels)))
     zero_point = jnp.clip(jnp.round(divided(-low, scale)), 0.0, np.float32(levels))
@@ -126,61 +178,3 @@ def absmean(x: Array, spec: QuantSpec, *, eps: float = 1e-5) -> Range:
 def _bits_of_count(x: Array, axes: tuple[int, ...]) -> int:
     """Bits that a sum over these axes can grow by, at least one."""
     return max(math.ceil(math.log2(math.prod(x.shape[axis] for axis in axes))), 1)
-
-
-def mse(
-    x: Array,
-    spec: QuantSpec,
-    *,
-    steps: int = 80,
-    smallest: float = 0.2,
-    norm: float = 2.0,
-    importance: Array | None = None,
-) -> Range:
-    """The range of least squared error of each block, searched among shrunken full ranges.
-
-    The full range is absmax, or min-max if the spec is asymmetric.
-
-    GPTQ's search (`grid` 100, `maxshrink` 0.8); its norm is 2.4. Not for use inside a training
-    step.
-
-    Args:
-        x: Array as the spec's granularity sees it.
-        spec: Its spec.
-        steps: How many ranges are tried, evenly spaced in (smallest, 1].
-        smallest: Where the grid ends, as a share of the full range.
-        norm: Power of the error that is summed; with 2 it is the squared error.
-        importance: Weight of each element's error, of the rank of `x`; default: all alike.
-    """
-    x = x.astype(jnp.float32)
-    view = BlockView.of(x.shape, spec)
-    full = absmax(x, spec) if spec.symmetric else minmax(x, spec)
-
-    def shrunken(share):
-        if full.zero_point is None:
-            return full._replace(scale=spec.scale_format.round(full.scale * share))
-        low = -full.zero_point * full.scale
-        high = (spec.format.max - full.zero_point) * full.scale
-        return _asymmetric(low * share, high * share, spec)
-
-    def step(best, share):
-        least, best_range = best
-        candidate = shrunken(share)
-        error = jnp.abs(snap(x, spec, candidate) - x)
-        error = error * error if norm == 2 else error**norm
-        if importance is not None:
-            error = error * importance
-        error = view.reduce(jnp.sum, error)
-        better = error < least
-        chosen = best_range._replace(
-            scale=jnp.where(better, candidate.scale, best_range.scale),
-            zero_point=None
-            if full.zero_point is None
-            else jnp.where(better, candidate.zero_point, best_range.zero_point),
-        )
-        return (jnp.minimum(error, least), chosen), None
-
-    shares = jnp.linspace(1.0, smallest, steps, endpoint=False, dtype=jnp.float32)
-    start = (jnp.full(view.scale_shape, jnp.inf, jnp.float32), full)
-    (_, best), _ = jax.lax.scan(step, start, shares)
-    return best

@@ -1,0 +1,18 @@
+"""Range finding: array -> Range(scale, zero_point, global_scale).
+
+| function | range | for |
+|---|---|---|
+| absmax, minmax | the extremes of each block | weights, activations per token |
+| absmean | the mean magnitude | ternary and binary weights |
+| quantile | all but a share of the elements | outliers |
+| mse | searched for the least squared error | few bits |
+| exact | of the least squared error, by sorting | ternary, binary |
+| kl_threshold | from a histogram | static activations |
+"""
+
+from lowbit_jax.calibrate.histogram import kl_threshold
+from lowbit_jax.calibrate.ranges import absmax, absmean, minmax, quantile
+from lowbit_jax.calibrate.search import exact, mse
+from lowbit_jax.grid import Range
+
+__all__ = ["Range", "absmax", "absmean", "exact", "kl_threshold", "minmax", "mse", "quantile"]

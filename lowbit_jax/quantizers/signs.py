@@ -1,0 +1,117 @@
+"""Binary weights and activations: BinaryConnect, BNN, XNOR-Net, Bi-Real Net, ReActNet."""
+
+import dataclasses
+from typing import ClassVar, Literal, override
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from lowbit_jax import calibrate, formats
+from lowbit_jax.blocks import BlockView
+from lowbit_jax.grid import Range
+from lowbit_jax.quantizers.base import State
+from lowbit_jax.quantizers.reshaped import Reshaped, constant_range, expand
+from lowbit_jax.spec import PerTensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Sign(Reshaped):
+    """sign(x) in {-1, 1}, zero going to +1; weights and activations.
+
+    BinaryConnect (arXiv:1511.00363, Eq. 1) with `gradient="identity"`, whose weights its training
+    also clips to [-1, 1] after each update: the optimizer's task. BNN (arXiv:1602.02830, Eq. 4)
+    with "hard_tanh": 1 where |x| <= 1, else 0. Bi-Real Net (arXiv:1808.00278, section 3.3) with
+    "polynomial": 2 + 2x in [-1, 0), 2 - 2x in [0, 1), else 0.
+
+    Attributes:
+        gradient: "identity", "hard_tanh" or "polynomial".
+    """
+
+    gradient: Literal["identity", "hard_tanh", "polynomial"] = "hard_tanh"
+
+    takes: ClassVar = (formats.BINARY,)
+
+    @override
+    def __post_init__(self):
+        super().__post_init__()
+        known = ["identity", "hard_tanh", "polynomial"]
+        if self.gradient not in known:
+            raise ValueError(f"Sign: gradient={self.gradient!r} is not of {known}.")
+
+    @override
+    def range(self, x: Float[Array, "..."], state: State) -> Range:
+        return constant_range(x, self, 1.0)
+
+    @override
+    def slopes(
+        self, x: Float[Array, "..."], x_hat: Array, state: State, range_: Range
+    ) -> dict[str, Array]:
+        magnitude = jnp.abs(x)
+        if self.gradient == "identity":
+            return {"x": jnp.ones_like(x)}
+        if self.gradient == "hard_tanh":
+            return {"x": (magnitude <= 1).astype(jnp.float32)}
+        return {"x": jnp.maximum(2 - 2 * magnitude, 0.0)}
+
+
+@dataclasses.dataclass(frozen=True)
+class XNOR(Reshaped):
+    """sign(w) * mean |w| with XNOR-Net's gradient (arXiv:1603.05279, Eq. 6 and section 3.1).
+
+    d C / d w = d C / d w_hat * (1 / n + 1[|w| <= 1] * mean |w|), n the elements of a block.
+    """
+
+    takes: ClassVar = (formats.BINARY,)
+
+    @override
+    def range(self, x: Float[Array, "..."], state: State) -> Range:
+        return calibrate.absmean(x, self.spec)
+
+    @override
+    def slopes(
+        self, x: Float[Array, "..."], x_hat: Array, state: State, range_: Range
+    ) -> dict[str, Array]:
+        share = np.float32(1 / BlockView.of(x.shape, self.spec).block_size)
+        inside = (jnp.abs(x) <= 1).astype(jnp.float32)
+        return {"x": share + inside * expand(range_.scale, x, self)}
+
+
+@dataclasses.dataclass(frozen=True)
+class RSign(Reshaped):
+    """ReActNet's activations: sign(x - threshold), a learned threshold per feature.
+
+    arXiv:2003.03488, section 4.2, with Bi-Real Net's polynomial as the derivative by x - threshold.
+    Thresholds start at 0. It goes with `nn.RPReLU`.
+    """
+
+    trainable: ClassVar[tuple[str, ...]] = ("threshold",)
+    takes: ClassVar = (formats.BINARY,)
+
+    @override
+    def __post_init__(self):
+        super().__post_init__()
+        if self.spec.granularity != PerTensor():
+            raise ValueError(
+                f"RSign: its values are -1 and 1, so PerTensor(), not {self.spec.granularity}."
+            )
+
+    @override
+    def init(self, x: Float[Array, "..."]) -> State:
+        return {"threshold": jnp.zeros((*x.shape[:-2], 1, x.shape[-1]), jnp.float32)}
+
+    @override
+    def range(self, x: Float[Array, "..."], state: State) -> Range:
+        return constant_range(x, self, 1.0)
+
+    @override
+    def reshaped(self, x: Float[Array, "..."], state: State, range_: Range) -> Array:
+        threshold = state["threshold"].astype(jnp.float32)
+        return x - threshold.reshape((1,) * (x.ndim - 1) + (-1,))
+
+    @override
+    def slopes(
+        self, x: Float[Array, "..."], x_hat: Array, state: State, range_: Range
+    ) -> dict[str, Array]:
+        slope = jnp.maximum(2 - 2 * jnp.abs(self.reshaped(x, state, range_)), 0.0)
+        return {"x": slope, "threshold": -slope}
