@@ -4,12 +4,14 @@ python -m experiments.generate --checkpoint runs/qat_ternary --prompt "def "
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import jax
 from absl import flags
 
 from experiments import runtime
 from lowbit_jax.generation import stream_text
+from lowbit_jax.generation.quantized_cache import CacheFormat
 from lowbit_jax.training.runs import load_checkpoint
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -19,6 +21,9 @@ _PROMPT = flags.DEFINE_string("prompt", "def ", "What the text begins with.")
 _LENGTH = flags.DEFINE_integer("length", 200, "Tokens to write.", lower_bound=1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0: always the most likely token.")
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Sample among so many tokens; 0: all.", lower_bound=0)
+_KV_CACHE = flags.DEFINE_enum(
+    "kv_cache", "float", ["float", "int8", "fp8", "int4"], "What keys and values are held in."
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.")
 
 
@@ -34,6 +39,7 @@ def main(argv: Sequence[str]) -> None:
         key=jax.random.key(_SEED.value),
         temperature=_TEMPERATURE.value,
         top_k=_TOP_K.value or None,
+        cache_format=cast(CacheFormat, _KV_CACHE.value),
     )
     print(_PROMPT.value, end="", flush=True)
     for piece in pieces:

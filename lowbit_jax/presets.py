@@ -118,9 +118,9 @@ def _binary() -> Iterator[tuple[str, LayerScheme]]:
 
 
 def _few_bits() -> Iterator[tuple[str, LayerScheme]]:
-    for bits, fmt in (("1_58", formats.TERNARY), ("2", formats.INT2_HALF)):
+    for name, fmt in (("w1_58", formats.TERNARY), ("w2", formats.INT2_HALF)):
         stretched = StretchedElastic(QuantSpec(format=fmt))
-        yield f"w{bits}a16_stretched", LayerScheme(weight=stretched)
+        yield f"{name}a16_stretched", LayerScheme(weight=stretched)
     ternary = QuantSpec(format=formats.TERNARY, granularity=PerTensor())
     yield "w1_58a16_twn", LayerScheme(weight=TWN(ternary))
     for bits in (2, 3, 4, 8):

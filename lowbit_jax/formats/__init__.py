@@ -27,6 +27,7 @@ stretched ternary and 2-bit levels of ParetoQ (arXiv:2502.02631) are `ternary` a
 scales of 2/3 and 1/2 of its alpha; only its gradient is its own (`quantizers.StretchedElastic`).
 """
 
+from lowbit_jax.formats.normal import normal_codebook
 from lowbit_jax.formats.registry import (
     ALL,
     APOT5,
@@ -124,5 +125,6 @@ __all__ = [
     "codebook",
     "from_key",
     "get",
+    "normal_codebook",
     "to_key",
 ]

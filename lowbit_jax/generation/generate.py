@@ -16,6 +16,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int32, Key
 
+from lowbit_jax.generation.quantized_cache import CacheFormat, quantized_cache
+
 
 @runtime_checkable
 class LanguageModel(Protocol):
@@ -43,6 +45,7 @@ def generate(
     temperature: float = 0.0,
     top_k: int | None = None,
     stop_token: int | None = None,
+    cache_format: CacheFormat = "float",
     on_token: Callable[[np.ndarray], None] | None = None,
 ) -> Int32[Array, "batch {steps}"]:
     """Continues each prompt by `steps` tokens.
@@ -57,6 +60,8 @@ def generate(
         top_k: Sample among the `top_k` most likely tokens only, and those that tie with the last
             of them. No effect at temperature 0.
         stop_token: A sequence that has written it goes on with nothing else.
+        cache_format: What keys and values are held in: "float" (as they are), "int8", "fp8" or
+            "int4", per position and head.
         on_token: Called on the host with the tokens int32 [batch] of each step, as they come.
     Returns: The new tokens; `on_token` does not change them (but for ties within rounding).
     Raises: ValueError: an argument is out of its range, or `length + steps` is more than the
@@ -65,7 +70,15 @@ def generate(
     chunk = steps if on_token is None and stop_token is None else 1
     written = []
     for tokens in _chunks(
-        model, prompt, steps, chunk, key=key, temperature=temperature, top_k=top_k, stop=stop_token
+        model,
+        prompt,
+        steps,
+        chunk,
+        key=key,
+        temperature=temperature,
+        top_k=top_k,
+        stop=stop_token,
+        cache_format=cache_format,
     ):
         written.append(tokens)
         if on_token is not None:
@@ -85,10 +98,19 @@ def stream_tokens(
     temperature: float = 0.0,
     top_k: int | None = None,
     stop_token: int | None = None,
+    cache_format: CacheFormat = "float",
 ) -> Iterator[np.ndarray]:
     """As `generate`, but yields the tokens int32 [batch] of each step, until all have stopped."""
     chunks = _chunks(
-        model, prompt, steps, 1, key=key, temperature=temperature, top_k=top_k, stop=stop_token
+        model,
+        prompt,
+        steps,
+        1,
+        key=key,
+        temperature=temperature,
+        top_k=top_k,
+        stop=stop_token,
+        cache_format=cache_format,
     )
     return (np.asarray(tokens[:, 0]) for tokens in chunks)
 
@@ -116,6 +138,7 @@ def _chunks(
     temperature: float,
     top_k: int | None,
     stop: int | None,
+    cache_format: CacheFormat,
 ) -> Iterator[Array]:
     """Checks at once; then yields new tokens [batch, n], one first and up to `chunk` afterwards."""
     prompt = np.asarray(prompt)
@@ -127,7 +150,9 @@ def _chunks(
 
     def run() -> Iterator[Array]:
         capacity = prompt.shape[1] + steps
-        token, cache = _prefill(model, prompt, key, heat, capacity=capacity, top_k=top_k)
+        token, cache = _prefill(
+            model, prompt, key, heat, capacity=capacity, top_k=top_k, cache_format=cache_format
+        )
         yield token[:, None]
         step = 1
         while step < steps and not (stop is not None and bool(jnp.all(token == stop))):
@@ -142,10 +167,10 @@ def _chunks(
     return run()
 
 
-@functools.partial(jax.jit, static_argnames=("capacity", "top_k"))
-def _prefill(model, prompt, key, temperature, *, capacity, top_k):
+@functools.partial(jax.jit, static_argnames=("capacity", "top_k", "cache_format"))
+def _prefill(model, prompt, key, temperature, *, capacity, top_k, cache_format):
     """Reads the prompt: the first new token [batch], and the cache behind it."""
-    cache = model.init_cache(prompt.shape[0], capacity)
+    cache = quantized_cache(model.init_cache(prompt.shape[0], capacity), cache_format)
     # The head sees the last position only: logits of a long prompt would be the largest array.
     logits = model.logits(model.features(prompt, cache)[:, -1])
     return _next_token(logits, key, 0, temperature, top_k), cache

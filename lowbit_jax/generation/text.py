@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from lowbit_jax.generation.generate import LanguageModel, stream_tokens
+from lowbit_jax.generation.quantized_cache import CacheFormat
 
 
 @runtime_checkable
@@ -30,6 +31,7 @@ def stream_text(
     temperature: float = 0.0,
     top_k: int | None = None,
     stop_token: int | None = None,
+    cache_format: CacheFormat = "float",
 ) -> Iterator[str]:
     """Continues `prompt`, yielding pieces of text as soon as they are whole characters.
 
@@ -53,6 +55,7 @@ def stream_text(
         temperature=temperature,
         top_k=top_k,
         stop_token=stop_token,
+        cache_format=cache_format,
     )
     return _pieces(tokenizer, context, tokens, stop_token)
 
