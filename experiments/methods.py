@@ -9,6 +9,7 @@ from pathlib import Path
 
 from absl import app, flags
 
+from experiments import runtime
 from lowbit_jax.reporting.distortion import distortion_table
 from lowbit_jax.reporting.methods import methods_table
 
@@ -32,4 +33,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    runtime.run(main)

@@ -66,14 +66,17 @@ def test_neon_emulated(tmp_path):
 @pytest.mark.slow
 def test_address_and_undefined_behaviour_sanitizers(tmp_path):
     need("g++")
-    runtime = subprocess.run(
-        ["g++", "-print-file-name=libasan.so"], capture_output=True, text=True
-    ).stdout.strip()
-    if not Path(runtime).is_absolute():
+    # libstdc++ too, which the runtime looks for before jaxlib brings its own.
+    runtimes = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True)
+        for name in ("libasan.so", "libstdc++.so")
+    ]
+    paths = [run.stdout.strip() for run in runtimes]
+    if not all(Path(path).is_absolute() for path in paths):
         pytest.skip("libasan is not installed")
     library = build.build(tmp_path / "sanitized.so", flags=build.SANITIZE)
     environment = os.environ | {
-        "LD_PRELOAD": runtime,
+        "LD_PRELOAD": " ".join(paths),
         # Python itself does not give everything back; a stack that jax switches looks like misuse.
         "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
         "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",

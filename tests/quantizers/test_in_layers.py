@@ -1,4 +1,4 @@
-"""The zoo's presets in a layer: it trains, every leaf gets a gradient, and packing keeps the bits."""
+"""The zoo's presets in a layer: every leaf gets a gradient, and packing keeps the bits."""
 
 import jax
 import jax.numpy as jnp

@@ -8,10 +8,12 @@ columns(words, meta, at)            canonical words of some columns, for lookups
 """
 
 import functools
+import warnings
 from typing import Any, Final
 
 import jax
 
+import kernels_cpu
 from lowbit_jax.ops.backends import cpu, mosaic, xla
 
 _BACKENDS: Final[dict[str, Any]] = {
@@ -41,7 +43,17 @@ def choose(meta: Any, act: str | None) -> str:
     definition.
     """
     name = _OF_PLATFORM.get(jax.default_backend(), "xla")
+    if name == "cpu" and (reason := kernels_cpu.missing()):
+        _say_once(reason)
     return "xla" if _why_not(name, meta, act) else name
+
+
+@functools.cache
+def _say_once(reason: str) -> None:
+    warnings.warn(
+        f"packed products run on XLA, some ten times slower than the CPU kernels: {reason}",
+        stacklevel=2,
+    )
 
 
 @functools.cache
