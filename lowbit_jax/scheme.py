@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
-from lowbit_jax.quantizers import LSQ, Quantizer, StaticAbsmax, from_dict
+from lowbit_jax.quantizers import LSQ, PACT, LSQPlus, Quantizer, StaticAbsmax, from_dict
 from lowbit_jax.spec import Block, PerTensor
 
 
@@ -68,6 +68,11 @@ class LayerScheme:
 
 
 def _check_kernel(quantizer: Quantizer) -> None:
+    if isinstance(quantizer, (PACT, LSQPlus)):
+        raise ValueError(
+            f"LayerScheme: weight={type(quantizer).__name__} learns a range of activations that it "
+            "has to be calibrated for. For kernels use LSQ or DoReFa."
+        )
     if isinstance(quantizer, StaticAbsmax):
         raise ValueError(
             "LayerScheme: weight=StaticAbsmax: a calibrated range is for activations, and no "

@@ -1,6 +1,7 @@
 import dataclasses
 
 import pytest
+from flax import nnx
 
 import lowbit_jax as lb
 
@@ -57,3 +58,19 @@ def test_unknown_keys_types_and_products_are_refused_by_name():
 def test_quantizers_in_the_wrong_place_are_refused_with_the_right_one(error, parts, message):
     with pytest.raises(error, match=message):
         lb.LayerScheme(**parts)
+
+
+@pytest.mark.parametrize("cls", [lb.PACT, lb.LSQPlus])
+def test_learned_ranges_of_activations_are_no_kernels(cls):
+    learned = lb.presets["w4a4_pact"].input
+    quantizer = learned if cls is lb.PACT else cls(learned.spec)
+    with pytest.raises(ValueError, match=f"weight={cls.__name__} learns a range of activations"):
+        lb.LayerScheme(weight=quantizer)
+
+
+def test_what_rounds_a_function_of_the_array_has_no_int8_product():
+    twn = lb.presets["w1_58a16_twn"].weight
+    scheme = lb.LayerScheme(weight=twn, input=lb.presets["w4a8"].input, product="int8")
+    layer = nnx.Linear(32, 8, rngs=nnx.Rngs(0))
+    with pytest.raises(NotImplementedError, match="kernels of TWN round a function of the array"):
+        lb.quantize_model(layer, lb.Recipe(lb.Rule(".*", scheme)))

@@ -21,6 +21,7 @@ from lowbit_jax.ops import Prepared
 from lowbit_jax.ops.integer import Contraction, check_integer, integer_levels, integer_product
 from lowbit_jax.qtensor import QTensor
 from lowbit_jax.quantizers import Quantizer
+from lowbit_jax.quantizers.reshaped import Reshaped
 from lowbit_jax.scheme import LayerScheme
 
 
@@ -318,5 +319,11 @@ def check_scheme(scheme: LayerScheme) -> None:
             raise NotImplementedError(
                 "int8 product: needs a quantized kernel and quantized inputs."
             )
+        for what, quantizer in (("kernels", scheme.weight), ("inputs", scheme.input)):
+            if isinstance(quantizer, Reshaped):
+                raise NotImplementedError(
+                    f"int8 product: {what} of {type(quantizer).__name__} round a function of the "
+                    "array, not the array. Use product='float'."
+                )
         check_integer(scheme.weight.spec, "kernels")
         check_integer(scheme.input.spec, "inputs")
