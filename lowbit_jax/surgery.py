@@ -114,8 +114,8 @@ def quantize_model(model: nnx.Module, recipe: Recipe | str) -> nnx.Module:
 def pack_model(model: nnx.Module) -> nnx.Module:
     """A new model whose quantized layers hold packed codes instead of float kernels.
 
-    Paths and calls are the same, and so are the results: a packed kernel dequantizes to what
-    training saw.
+    Paths and calls are the same: a packed kernel dequantizes to what training saw, bit for bit.
+    Results differ by the order of float sums, since packed layers multiply through `ops.matmul`.
 
     Raises:
         ValueError: No layer is quantized, a kernel holds NaN or infinities, a statistic was never

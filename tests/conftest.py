@@ -1,6 +1,7 @@
 """Every test runs on 8 virtual CPU devices and with implicit rank promotion forbidden."""
 
 import os
+import shutil
 
 # Before jax starts: both are read once, when the backend is created.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -13,6 +14,8 @@ from pathlib import Path  # noqa: E402
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+import kernels_cpu  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -39,3 +42,12 @@ def assets() -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return folder
+
+
+@pytest.fixture(scope="session")
+def cpu_kernels():
+    """The compiled CPU kernels, which have to be there wherever a compiler is."""
+    if reason := kernels_cpu.missing():
+        if any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+            pytest.fail(reason)
+        pytest.skip(reason)

@@ -6,6 +6,7 @@ from flax import nnx
 
 import lowbit_jax as lb
 
+pytestmark = pytest.mark.usefixtures("cpu_kernels")
 call = jax.jit(lambda model, x: model(x))
 tokens = jnp.arange(12).reshape(2, 6)
 

@@ -9,6 +9,7 @@ import lowbit_jax as lb
 from lowbit_jax import ops
 from lowbit_jax.testing import assert_same_bits, dot_tolerance
 
+pytestmark = pytest.mark.usefixtures("cpu_kernels")
 quantize = jax.jit(lb.quantize, static_argnames="spec")
 matmul = jax.jit(lb.matmul, static_argnames=("act", "implementation", "out_dtype"))
 PRESETS = [

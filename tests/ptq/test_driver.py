@@ -43,10 +43,15 @@ def test_the_argument_is_left_untouched_and_every_layer_of_the_blocks_is_quantiz
     assert all(path.startswith("layers/") for path in paths)
 
 
-def test_packed_and_fake_quantized_models_agree_bit_for_bit(batches, solved):
+def test_packed_and_fake_quantized_models_have_the_same_weights_bit_for_bit(batches, solved):
     model, _, _ = solved
     packed = lb.pack_model(model)
-    assert_same_bits(packed(batches[0]), model(batches[0]))
+    for (path, old), (_, new) in zip(
+        lb.quantized_layers(model), lb.quantized_layers(packed), strict=True
+    ):
+        assert_same_bits(new.quantized_kernel(), old.quantized_kernel(), path)
+    # The sums of up to 24 products, in 2 blocks and a head, have another order.
+    np.testing.assert_allclose(packed(batches[0]), model(batches[0]), rtol=0, atol=2e-5)
     # Three bits and four, padded from 16 or 24 inputs to 32, and a scale for so few of them.
     assert lb.summary(packed).bits_per_weight < 12
 
@@ -228,4 +233,5 @@ def test_any_chain_of_blocks_is_quantized_convolutions_and_einsums_too():
     assert [row["layer"] for row in report.layers[:3]] == ["conv", "linear", "experts"]
     for row in report.layers:
         assert row["error_after"] < row["error_before"]
-    assert moved(lb.pack_model(quantized), quantized, images) == 0
+    # Three layers of float32 sums, whose order differs: squared, 1e-6 of outputs of about 1.
+    assert moved(lb.pack_model(quantized), quantized, images) < 1e-12

@@ -60,7 +60,8 @@ def test_end_to_end_lowers_the_divergence_and_moves_no_code(decoder, batches):
             old.freeze_kernel().codes(), new.freeze_kernel().codes(), err_msg=path
         )
     packed = lb.pack_model(after)
-    np.testing.assert_array_equal(packed(batches[0]), after(batches[0]))
+    # The sums of up to 24 products, in 2 blocks and a head, have another order.
+    np.testing.assert_allclose(packed(batches[0]), after(batches[0]), rtol=0, atol=2e-5)
 
 
 def divergence(model, other, batches):

@@ -11,6 +11,7 @@ import lowbit_jax as lb
 from lowbit_jax.reporting.support import ACTS, BACKENDS, KINDS, K, meta, support_table
 from lowbit_jax.testing import dot_tolerance
 
+pytestmark = pytest.mark.usefixtures("cpu_kernels")
 README = Path(__file__).parents[2] / "README.md"
 
 
