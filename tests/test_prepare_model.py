@@ -20,7 +20,7 @@ def packed(preset, recipe=None):
 
 
 @pytest.mark.parametrize("preset", ["w4a16_g32", "w1_58a8"])
-def test_a_prepared_model_gives_the_same_logits(preset):
+def test_a_prepared_model_gives_the_same_logits(preset, tmp_path):
     model = packed(preset, lb.Recipe(lb.Rule(".*", preset)))
     prepared = lb.prepare_model(model)
     kinds = {type(twin.matrix).__name__ for _, twin in lb.quantized_layers(prepared)}
@@ -33,7 +33,7 @@ def test_a_prepared_model_gives_the_same_logits(preset):
     again = lb.prepare_model(prepared)
     np.testing.assert_array_equal(call(again, tokens), call(prepared, tokens))
     with pytest.raises(ValueError, match="prepared for 'cpu'; what is prepared is for multiplying"):
-        lb.checkpoint.save("never", prepared)
+        lb.checkpoint.save(tmp_path / "never", prepared)
 
 
 def test_what_cannot_be_prepared():
