@@ -163,8 +163,7 @@ ffi::Error Matmul(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::Buffer<ffi
   q.sums.resize(p.m * p.chunks.size());
   q.scales.resize(p.m);
   for (int i = 0; i < p.planes; ++i) {
-    const int width = p.plane[i].width;
-    q.words[width == 8 ? 3 : width == 4 ? 2 : width == 2 ? 1 : 0].resize(p.m * p.k_padded / 4);
+    q.words[Log2(p.plane[i].width)].resize(p.m * p.k_padded / 4);
   }
   if (p.m <= kRows) {  // too little to share
     for (int64_t row = 0; row < p.m; ++row) kernels->quantize_row(p, row, q);

@@ -17,8 +17,6 @@
 namespace lowbit {
 namespace {  // every instruction set has its own copy, compiled with its own flags
 
-inline int Log2(int width) { return width == 8 ? 3 : width == 4 ? 2 : width == 2 ? 1 : 0; }
-
 // Lays the rounded row out in the order in which codes of `width` bits leave their words.
 inline void Arrange(const int8_t* row, int64_t k_padded, int width, int64_t rows, int32_t* words) {
   const int steps = 8 / width;

@@ -12,6 +12,9 @@ inline constexpr int kPanel = 16;   // outputs that are computed together
 inline constexpr int kRows = 4;     // rows of x that are computed together
 inline constexpr int kMaxPlanes = 3;
 
+// Of a plane's width: where `Quantized` keeps the activations for it.
+inline int Log2(int width) { return width == 8 ? 3 : width == 4 ? 2 : width == 2 ? 1 : 0; }
+
 // Words of one plane: codes of `width` bits, consecutive along K from the lowest bits up. The word
 // of row r and output n is words[(n / 16) * panel_stride + r * row_stride + n % 16].
 struct Plane {

@@ -1,6 +1,7 @@
 """The table of methods names only what exists, and all of it."""
 
 import functools
+from pathlib import Path
 
 import pytest
 
@@ -33,3 +34,10 @@ def test_the_table_is_markdown_with_a_line_per_method():
     lines = methods_table().splitlines()
     assert len(lines) == len(METHODS) + 2
     assert {line.count("|") for line in lines} == {5}
+
+
+def test_the_documented_table_is_the_generated_one():
+    written = Path(__file__).parents[2] / "docs" / "methods.md"
+    assert written.read_text() == methods_table(), (
+        "python -m experiments.methods --out docs/methods.md"
+    )
