@@ -3,12 +3,14 @@
     python -m experiments.study --out runs/study
 
 First every config runs once per learning rate (seed 0, `--tune_share` of the steps); then each runs
-at its best one with every seed. Every run is an ordinary run's folder, so the study can be stopped
-at any moment and goes on where it was; the table is written anew after each run, from those that
-are finished.
+at its best one with every seed. `--also 'NAME CARD FIELD=VALUE ...'` adds a row: a card with some
+fields of its own, to compare recipes. Every run is an ordinary run's folder, so the study can be
+stopped at any moment and goes on where it was; the table is written anew after each run, from those
+that are finished.
 """
 
 import json
+import shlex
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from absl import flags
 from experiments import config_files, runtime
 from lowbit_jax.reporting.report import markdown_table
 from lowbit_jax.training.config import TrainConfig
+from lowbit_jax.training.fields import flatten
 from lowbit_jax.training.loop import train
 
 _CONFIGS = flags.DEFINE_list(
@@ -26,11 +29,14 @@ _CONFIGS = flags.DEFINE_list(
     ["float.py", "qat_binary.py", "qat_ternary.py", "qat_int4.py", "qat_fp4.py"],
     "Cards.",
 )
+_ALSO = flags.DEFINE_multi_string(
+    "also", [], "'NAME CARD PATH=VALUE ...': one more row, a card with fields set."
+)
 _VARIANT = flags.DEFINE_string("variant", "study", "Variant of every card.")
 _LRS = flags.DEFINE_list("lrs", ["2e-3", "4e-3", "8e-3"], "Learning rates that are tried.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the final runs.")
 _TUNE_SHARE = flags.DEFINE_float("tune_share", 0.25, "Length of a tuning run, as a share.")
-_SET = flags.DEFINE_multi_string("set", [], "PATH=VALUE: sets a field of every config, as JSON.")
+_SET = flags.DEFINE_multi_string("set", [], "PATH=VALUE: sets a field of every config.")
 _OUT = flags.DEFINE_string("out", "runs/study", "Folder of all runs and of study.md.")
 
 
@@ -47,12 +53,15 @@ def study(
     Args:
         configs: A name for each card and its config, all of the same size.
         out: Folder of all runs.
-        lrs: Learning rates that are tried.
+        lrs: Learning rates that are tried; a single one is taken untried.
         seeds: Of the final runs.
         tune_share: Steps of a tuning run over those of a final run.
     """
     best: dict[str, float] = {}
     for name, config in configs.items():
+        if len(lrs) == 1:
+            best[name] = lrs[0]
+            continue
         short = {"steps": max(1, round(config.steps * tune_share)), "seed": 0}
         losses = {
             lr: run(config.replace({"optim.lr": lr, **short}), out / "tune" / f"{name}-lr{lr:g}")
@@ -108,21 +117,76 @@ def table(
     return "\n".join(markdown_table(header, rows)) + "\n"
 
 
+def assignments(items: Iterable[str]) -> dict[str, Any]:
+    """`["optim.lr=0.1"]` as `{"optim.lr": 0.1}`.
+
+    Raises: ValueError: No `=`, or a value that is not JSON.
+    """
+    found = {}
+    for item in items:
+        path, _, value = item.partition("=")
+        try:
+            found[path] = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{item!r}: must be PATH=VALUE with the value as JSON (a string in double quotes)"
+            ) from error
+    return found
+
+
+def configs(
+    cards: Sequence[str], also: Sequence[str], variant: str, changes: Sequence[str]
+) -> dict[str, TrainConfig]:
+    """The rows of the table: every card, then those of `also`, as the flags write them.
+
+    Args:
+        cards: Files of configs.
+        also: `NAME CARD PATH=VALUE ...` each.
+        variant: Of every card.
+        changes: `PATH=VALUE` each, for all rows.
+
+    Raises: ValueError: An item of another form, an unknown field, a value of another type.
+    """
+    rows = {Path(card).stem: (card, [*changes]) for card in cards}
+    for item in also:
+        name, card, *fields = [*shlex.split(item), "", ""]
+        if not card or name in rows:
+            raise ValueError(f"--also {item!r}: must start with a new NAME and a CARD.")
+        rows[name] = (card, [*changes, *filter(None, fields)])
+    return {
+        name: assigned(config_files.load(card, variant), fields)
+        for name, (card, fields) in rows.items()
+    }
+
+
+def assigned(config: TrainConfig, items: Iterable[str]) -> TrainConfig:
+    """A config with `PATH=VALUE` set, each value read as its field's type.
+
+    Raises: ValueError: No `=`, an unknown field, or a value of another type.
+    """
+    for item in items:
+        path, equals, text = item.partition("=")
+        if not equals:
+            raise ValueError(f"{item!r} is not of the form PATH=VALUE.")
+        before = flatten(config).get(path, "")  # `replace` refuses an unknown one
+        try:
+            value = text if isinstance(before, str) else json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        if type(value) is not type(before) and (type(before), type(value)) != (float, int):
+            raise ValueError(f"{item!r}: {path} is a {type(before).__name__}, as {before!r}.")
+        config = config.replace({path: value})
+    return config
+
+
 def main(argv: Sequence[str]) -> None:
     """Runs the study that the flags describe."""
     del argv
-    changes = {}
-    for item in _SET.value:
-        path, _, value = item.partition("=")
-        changes[path] = json.loads(value)
-    configs = {
-        Path(name).stem: config_files.load(name, _VARIANT.value).replace(changes)
-        for name in _CONFIGS.value
-    }
+    cards = configs(_CONFIGS.value, _ALSO.value, _VARIANT.value, _SET.value)
     out = Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     lrs, seeds = [float(lr) for lr in _LRS.value], [int(seed) for seed in _SEEDS.value]
-    print(study(configs, out, lrs=lrs, seeds=seeds, tune_share=_TUNE_SHARE.value))
+    print(study(cards, out, lrs=lrs, seeds=seeds, tune_share=_TUNE_SHARE.value))
 
 
 if __name__ == "__main__":

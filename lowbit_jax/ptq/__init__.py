@@ -46,6 +46,7 @@ from lowbit_jax.ptq.transforms import (
     Rotate,
     SmoothQuant,
 )
+from lowbit_jax.ptq.unfinished import Stopped
 
 __all__ = [
     "BRECQ",
@@ -80,6 +81,7 @@ __all__ = [
     "SmoothQuant",
     "SoftRounding",
     "Stage",
+    "Stopped",
     "Variable",
     "Weights",
     "Wiring",

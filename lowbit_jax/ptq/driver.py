@@ -27,6 +27,7 @@ from lowbit_jax.ptq.outside import quantize_outside
 from lowbit_jax.ptq.plan import make_plan
 from lowbit_jax.ptq.report import Event, Report, Reporter, peak_memory_bytes
 from lowbit_jax.ptq.stage import BlockWork, ModelWork, Stage
+from lowbit_jax.ptq.unfinished import Unfinished
 from lowbit_jax.recipe import Recipe
 from lowbit_jax.walk import layers, rebuilt
 
@@ -50,6 +51,7 @@ def run(
     memory_limit: int | None = None,
     keep_transformed: bool = False,
     on_event: Callable[[Event], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> tuple[nnx.Module, Report]:
     """Quantizes a trained model without retraining it.
 
@@ -64,11 +66,13 @@ def run(
         forward: Runs a model on a batch.
         wiring: Which layer feeds which, for transforms of a user's own model.
         seed: Of everything random; the same seed gives the same bits on the same machine.
-        workdir: Where the state of every finished block is kept; a run of the same arguments there
-            goes on where it stopped.
+        workdir: Where the state of every finished block is kept, and that of a long fit every
+            minute; a run of the same arguments there goes on where it stopped.
         memory_limit: Bytes; default what the machine has available.
         keep_transformed: Whether the report keeps the float model behind the transforms.
         on_event: Called with every event of the report as it comes.
+        stop: Asked between stages and every few steps of a fit; once it is true, the run keeps
+            what it has and raises `Stopped`.
 
     Returns: The model with training twins (`lb.pack_model` packs it), and the report.
 
@@ -77,6 +81,7 @@ def run(
         NotImplementedError: A layer without a twin, blocks that return several arrays.
         MemoryError: It would not fit; nothing was done.
         FloatingPointError: A block makes NaN or infinities of its inputs.
+        Stopped: `stop` asked for it.
     """
     started = time.monotonic()
     batches = list(batches)
@@ -88,20 +93,32 @@ def run(
     state = resume.State.open(
         folder, resume.fingerprint(model, plan.schemes, batches, pipeline, blocks, seed)
     )
+    unfinished = Unfinished(state.fits, stop)
     reporter = Reporter(state.log, on_event)
     reporter.report.layers, reporter.report.blocks = state.rows("layer"), state.rows("block")
     reporter.report.messages = [row["text"] for row in state.rows("message")]
 
-    def whole(changed: nnx.Module, number: int) -> ModelWork:
-        key = jax.random.fold_in(root, 10_000 + number)
-        note = reporter.note("")
+    def whole(changed: nnx.Module, number: int, *, behind: bool) -> ModelWork:
+        here = unfinished.tagged(
+            f"the whole model {'behind' if behind else 'before'} its blocks, stage {number}"
+        )
+        here.check()
         return ModelWork(
-            changed, model, plan.schemes, batches, forward, key, plan.wiring, note, reporter.emit
+            model=changed,
+            reference=model,
+            schemes=plan.schemes,
+            batches=batches,
+            forward=forward,
+            key=jax.random.fold_in(root, 10_000 + 1000 * behind + number),
+            wiring=plan.wiring,
+            note=reporter.note(""),
+            emit=reporter.emit,
+            unfinished=here,
         )
 
     prepared = model
     for number, stage in enumerate(pipeline):
-        prepared = stage.prepare(whole(prepared, number))
+        prepared = stage.prepare(whole(prepared, number, behind=False))
     outer = quantize_outside(prepared, plan.outside())
     chain = capture(prepared, plan.blocks, batches, forward)
     chain_hat = chain if outer is prepared else capture(outer, plan.blocks, batches, forward)
@@ -130,6 +147,7 @@ def run(
             wiring=plan.wiring,
             note=reporter.note(name),
             fisher=functools.partial(squared_gradients, prepared, name, batches, forward, root),
+            unfinished=unfinished,
         )
         done[name], chain, chain_hat = _block(work, pipeline, reporter)
         transformed[name] = work.original if keep_transformed else done[name]
@@ -137,7 +155,7 @@ def run(
 
     quantized = rebuilt(outer, lambda path, module: done.get(path, module))
     for number, stage in enumerate(pipeline):
-        quantized = stage.finish(whole(quantized, 1000 + number))
+        quantized = stage.finish(whole(quantized, number, behind=True))
     report = reporter.report
     if keep_transformed:
         report.transformed = rebuilt(prepared, lambda path, m: transformed.get(path, m))
@@ -152,7 +170,10 @@ def _block(
 ) -> tuple[nnx.Module, Chain, Chain]:
     """Runs the pipeline on one block; returns it quantized, and the chains behind it."""
     started = time.monotonic()
-    for stage in pipeline:
+    unfinished = work.unfinished
+    for number, stage in enumerate(pipeline):
+        work.unfinished = unfinished.tagged(f"{work.name}, stage {number}")
+        work.unfinished.check()
         stage.block(work)
     block = work.finished()
     chain, chain_hat = work.chain.advanced(work.original), work.chain_hat.advanced(block)

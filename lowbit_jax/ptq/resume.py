@@ -8,6 +8,7 @@ known to end in another and worse result.
       events.jsonl        the report's events
       blocks/0003/        the arrays of a finished block (an orbax tree)
       chains/0003/        both chains behind it; only the latest is kept
+      fits/               fits that were stopped in the middle (`unfinished`)
 """
 
 import dataclasses
@@ -20,10 +21,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import nnx
 
 from lowbit_jax.nn import QuantStat
+from lowbit_jax.ptq.arrays import read_tree, write_tree
 from lowbit_jax.ptq.chain import Chain
 from lowbit_jax.ptq.stage import Stage, untrained_twin
 from lowbit_jax.scheme import LayerScheme
@@ -108,6 +109,11 @@ class State:
         return None if self.folder is None else self.folder / "events.jsonl"
 
     @property
+    def fits(self) -> Path | None:
+        """The folder of unfinished fits."""
+        return None if self.folder is None else self.folder / "fits"
+
+    @property
     def seconds(self) -> float:
         """Seconds that the finished blocks took."""
         return sum(row["seconds"] for row in self.rows("block"))
@@ -123,7 +129,7 @@ class State:
         """A finished block, quantized and (if `transformed`) float; None if it is not on disk."""
         if self.folder is None or number >= self.finished:
             return None
-        arrays = _read(self.folder / "blocks" / f"{number:04d}")
+        arrays = read_tree(self.folder / "blocks" / f"{number:04d}")
         twins = rebuilt(
             original, lambda path, m: untrained_twin(m, schemes[path]) if path in schemes else m
         )
@@ -140,7 +146,7 @@ class State:
     def chains(self, chain: Chain, chain_hat: Chain) -> tuple[Chain, Chain]:
         """Both chains behind the last finished block; the other arguments are those given."""
         assert self.folder is not None
-        arrays = _read(self.folder / "chains" / f"{self.finished - 1:04d}")
+        arrays = read_tree(self.folder / "chains" / f"{self.finished - 1:04d}")
         pairs = (("float", chain), ("quantized", chain_hat))
         first, second = (
             Chain([jax.numpy.asarray(x) for x in arrays[name]], given.rests)
@@ -163,12 +169,13 @@ class State:
         tree = {"quantized": _arrays(block)}
         if transformed:
             tree["transformed"] = _arrays(original)
-        _write(self.folder / "blocks" / f"{number:04d}", tree)
+        write_tree(self.folder / "blocks" / f"{number:04d}", tree)
         chains = {"float": chain.xs, "quantized": chain_hat.xs}
-        _write(self.folder / "chains" / f"{number:04d}", chains)
+        write_tree(self.folder / "chains" / f"{number:04d}", chains)
         for old in (self.folder / "chains").iterdir():
             if old.name != f"{number:04d}":
                 shutil.rmtree(old)
+        shutil.rmtree(self.folder / "fits", ignore_errors=True)  # they belong to this block
         self.finished = number + 1
 
     def _kept_events(self) -> list[dict[str, Any]]:
@@ -209,27 +216,3 @@ def _filled(block: nnx.Module, arrays: dict[str, Any]) -> nnx.Module:
             else:
                 setattr(modules[parent], name, cls(jax.numpy.asarray(array)))
     return block
-
-
-def _write(path: Path, tree: dict[str, Any]) -> None:
-    partial = path.parent / f".{path.name}.partial"
-    for left in (partial, path):
-        if left.exists():
-            shutil.rmtree(left)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    with ocp.PyTreeCheckpointer() as writer:
-        writer.save(partial.resolve(), tree)
-    partial.rename(path)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        with ocp.PyTreeCheckpointer() as reader:
-            saved = reader.metadata(path.resolve()).item_metadata.tree
-            host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
-            return reader.restore(path.resolve(), args=ocp.args.PyTreeRestore(restore_args=host))
-    except Exception as error:  # orbax raises the bare class for a chunk that cannot be decoded
-        raise ValueError(
-            f"{path}: the saved state cannot be read ({str(error) or type(error).__name__}). "
-            "Remove the workdir and start anew."
-        ) from error

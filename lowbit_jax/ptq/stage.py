@@ -20,6 +20,7 @@ from lowbit_jax.nn import TRAIN_TWINS, QuantStat, TrainTwin, to_float
 from lowbit_jax.ptq.chain import Chain, call_block
 from lowbit_jax.ptq.layers import float_class, get_matrix, set_matrix
 from lowbit_jax.ptq.taps import call_groups
+from lowbit_jax.ptq.unfinished import Unfinished
 from lowbit_jax.quantizers import FixedRange, Quantizer, range_state
 from lowbit_jax.scheme import LayerScheme
 from lowbit_jax.spec import QuantSpec
@@ -60,6 +61,7 @@ class BlockWork:
         note: Reports a figure or a message about a layer (path, {name: value}).
         fisher: Makes the squared gradients of the task's loss at the block's output in the float
             model, batch by batch, from that output.
+        unfinished: Where a long fit is kept, so that a stopped run goes on in its middle.
     """
 
     name: str
@@ -71,6 +73,7 @@ class BlockWork:
     wiring: Wiring | None
     note: Callable[[str, dict[str, Any]], None]
     fisher: Callable[[Sequence[Array]], list[Array]]
+    unfinished: Unfinished = dataclasses.field(default_factory=Unfinished)
 
     def __post_init__(self):
         self.solutions: dict[str, LayerSolution] = {}
@@ -232,6 +235,7 @@ class ModelWork:
         wiring: Which norm feeds which layers; None if the model does not say.
         note: Reports figures of a layer (path, {name: value}).
         emit: Reports an event of another kind, such as progress: emit(kind, **fields).
+        unfinished: Where a long fit is kept, so that a stopped run goes on in its middle.
     """
 
     model: nnx.Module
@@ -243,6 +247,7 @@ class ModelWork:
     wiring: Wiring | None
     note: Callable[[str, dict[str, Any]], None]
     emit: Callable[..., None]
+    unfinished: Unfinished = dataclasses.field(default_factory=Unfinished)
 
 
 class Stage:

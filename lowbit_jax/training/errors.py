@@ -6,17 +6,16 @@ from pathlib import Path
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop; it has written a checkpoint.
+    """A signal asked the run to stop; it has written where it was.
 
     exit_code: 128 + the signal's number, as shells count.
     """
 
-    def __init__(self, number: int, step: int, workdir: Path):
+    def __init__(self, number: int, where: str, folder: Path):
         self.exit_code = 128 + number
         super().__init__(
-            f"stopped by {signals.Signals(number).name} after step {step}; the checkpoint of that "
-            "step is "
-            f"in {workdir / 'checkpoints'}. Run the same command again to go on from there."
+            f"stopped by {signals.Signals(number).name} {where}, whose state is in {folder}. Run "
+            "the same command again to go on from there."
         )
 
 

@@ -175,7 +175,8 @@ class Run:
             lag.drain()
             if stop.number is not None:
                 self._save(checkpoints, metrics)
-                raise Interrupted(stop.number, progress.step, self.workdir)
+                where = f"after step {progress.step}"
+                raise Interrupted(stop.number, where, self.workdir / "checkpoints")
 
     def _boundary(
         self,

@@ -37,7 +37,7 @@ def leaving(error):
         (DiskFull("summary.json", Path("runs/a")), 1, "while writing summary.json to runs/a"),
         (CheckpointError("damaged"), 1, "error: damaged"),
         (NotFinite(7, float("nan"), 1.0, "Kept."), 1, "step 7: loss nan, gradient norm 1.0"),
-        (Interrupted(15, 3, Path("runs/a")), 143, "stopped by SIGTERM after step 3"),
+        (Interrupted(15, "after step 3", Path("runs/a")), 143, "stopped by SIGTERM after step 3"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,

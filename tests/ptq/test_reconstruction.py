@@ -173,5 +173,5 @@ def test_a_users_model_without_wiring_is_told_what_to_pass(batches):
             return x
 
     stage = ptq.OmniQuant(steps=2, equivalence=ptq.Equivalence())
-    with pytest.raises(ValueError, match=r"which norm feeds which .* wiring=Wiring"):
+    with pytest.raises(ValueError, match=r"which layer feeds which.* wiring=Wiring"):
         ptq.run(Wrapped(nnx.Rngs(0)), "w4a16", [jnp.ones((8, 4))], [stage])

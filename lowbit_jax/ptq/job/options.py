@@ -132,8 +132,8 @@ class AutoRoundConfig:
 class OmniQuantConfig:
     """See `ptq.OmniQuant`.
 
-    equivalence: Whether equivalence is learned beside clipping, with its own learning rate and
-        alpha at the start.
+    equivalence: Whether equivalence is learned beside clipping, with its own learning rate,
+        alpha at the start and links.
     """
 
     steps: int = 2560
@@ -142,6 +142,7 @@ class OmniQuantConfig:
     equivalence: bool = False
     equivalence_lr: float = 5e-3
     equivalence_alpha: float = 0.5
+    equivalence_links: str = "norms"
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -15,7 +15,9 @@ from lowbit_jax.training.fields import nearest
 def _omniquant(options: OmniQuantConfig) -> ptq.Stage:
     equivalence = None
     if options.equivalence:
-        equivalence = ptq.Equivalence(options.equivalence_lr, alpha=options.equivalence_alpha)
+        equivalence = ptq.Equivalence(
+            options.equivalence_lr, options.equivalence_alpha, options.equivalence_links
+        )
     return ptq.OmniQuant(options.steps, options.batch, options.lr, equivalence)
 
 

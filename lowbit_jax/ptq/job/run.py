@@ -24,6 +24,8 @@ from lowbit_jax.ptq.plan import make_plan
 from lowbit_jax.ptq.sensitivity import Sensitivity, sensitivity
 from lowbit_jax.reporting.quantizing import BlockProgress
 from lowbit_jax.training import workdir as folders
+from lowbit_jax.training.errors import Interrupted
+from lowbit_jax.training.signals import StopRequest
 
 DEFAULT_LENGTH = 256
 
@@ -64,6 +66,7 @@ def quantize(
     Raises:
         ValueError, OSError: A wrong config, text, model or workdir; nothing has been written then.
         NotImplementedError, MemoryError, FloatingPointError: See `ptq.run`.
+        Interrupted: SIGTERM or SIGINT; what was finished is in the workdir.
     """
     workdir, console = Path(workdir), console or Console()
     check_sizes(config)
@@ -78,8 +81,10 @@ def quantize(
     state = workdir / "ptq"
     blocks = state / "blocks"
     finished = len([p for p in blocks.iterdir() if p.name.isdigit()]) if blocks.is_dir() else 0
-    with BlockProgress(console, finished=finished) as progress:
-        model, report = ptq.run(
+    with StopRequest() as request, BlockProgress(console, finished=finished) as progress:
+        model, report = _run(
+            request,
+            state,
             source.model,
             recipe,
             texts.calibration,
@@ -87,11 +92,11 @@ def quantize(
             config.blocks,
             include=include,
             seed=config.seed,
-            workdir=state,
             memory_limit=int(config.memory_limit_gb * 1e9) or None,
             # Where there is no transform the float model itself is what was quantized.
             keep_transformed=any(stage.transforms for stage in pipeline),
             on_event=progress,
+            stop=lambda: request.number is not None,
         )
     return finish(
         config,
@@ -105,6 +110,15 @@ def quantize(
         harm=harm,
         console=console,
     )
+
+
+def _run(request: StopRequest, state: Path, *args: Any, **named: Any) -> Any:
+    """`ptq.run` with its state in a folder, a stop turned into the signal that asked for it."""
+    try:
+        return ptq.run(*args, workdir=state, **named)
+    except ptq.Stopped as stopped:
+        assert request.number is not None
+        raise Interrupted(request.number, f"({stopped})", state) from stopped
 
 
 def check_sizes(config: QuantizeConfig) -> None:

@@ -7,7 +7,7 @@ that blocks of equal structure share it.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,10 @@ class Fit:
     batch: int
 
 
+# Steps between two looks at the request to stop; the same program runs them all.
+_STRETCH: Final = 25
+
+
 class _Carry(NamedTuple):
     parameters: Any
     optimizer: Any
@@ -99,6 +103,7 @@ def fit(
 
     Raises:
         FloatingPointError: The objective became NaN or infinite.
+        Stopped: The run was asked to.
     """
     specs = dict(settings.specs)
     parameters = {
@@ -111,21 +116,27 @@ def fit(
     graphdef, state = nnx.split(module)
     carry = _begin(settings, parameters)
     tenth = max(settings.steps // 10, 1)
-    losses = []
-    for begin in range(0, settings.steps, tenth):
-        end = min(begin + tenth, settings.steps)
+    begin, sums, carry = work.unfinished.load(carry)
+    while begin < settings.steps:
+        part = begin // tenth
+        end = min(begin + _STRETCH, (part + 1) * tenth, settings.steps)
         span = (jnp.int32(begin), jnp.int32(end))
         carry = _run(
             settings, graphdef, carry, state, dict(starts), samples, context, work.key, span
         )
-        losses.append(float(carry.losses) / (end - begin))
-        if not jnp.isfinite(losses[-1]):
+        if not jnp.isfinite(carry.losses):
             raise FloatingPointError(
-                f"the reconstruction's objective became {losses[-1]} before step {end}. Lower the "
-                "learning rates, or look for NaN in what enters the block."
+                f"the reconstruction's objective became {carry.losses} before step {end}. Lower "
+                "the learning rates, or look for NaN in what enters the block."
             )
-        if on_progress is not None:
-            on_progress(end, losses[-1])
+        sums += [0.0] * (part + 1 - len(sums))
+        sums[part] += float(carry.losses)
+        work.unfinished.advance(end, sums, carry, last=end == settings.steps)
+        if on_progress is not None and (end % tenth == 0 or end == settings.steps):
+            on_progress(end, sums[part] / (end - part * tenth))
+        begin = end
+    sizes = [min(tenth, settings.steps - part * tenth) for part in range(len(sums))]
+    losses = [total / size for total, size in zip(sums, sizes, strict=True)]
     info = {"objective_first": losses[0], "objective_last": losses[-1]}
     final = carry.parameters
     for variable, values in zip(settings.module_variables, final["module"], strict=True):

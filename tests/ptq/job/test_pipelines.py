@@ -18,7 +18,7 @@ from lowbit_jax.ptq.job.pipelines import (
 # Options whose meaning here is another than in the stage.
 OWN = {
     "autoround": {"bits"},
-    "omniquant": {"equivalence", "equivalence_lr", "equivalence_alpha"},
+    "omniquant": {"equivalence", "equivalence_lr", "equivalence_alpha", "equivalence_links"},
     "end_to_end": {
         *("lr", "norms_lr", "rounding_lr", "rounding_limit"),
         *("variables", "module_variables", "optimizer"),

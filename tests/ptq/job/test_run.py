@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 
 import jax
 import numpy as np
@@ -7,6 +9,7 @@ from flax import nnx
 
 import lowbit_jax as lb
 from lowbit_jax.ptq.job import Source, quantize, run
+from lowbit_jax.training.errors import Interrupted
 from lowbit_jax.training.runs import load_checkpoint
 from lowbit_jax.training.scoring import score
 
@@ -135,3 +138,23 @@ def test_the_float_model_is_left_as_it_was(tmp_path, tiny, tiny_source, quiet):
     after = jax.tree.leaves(nnx.state(tiny_source.model))
     for x, y in zip(before, after, strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+def test_sigterm_leaves_what_is_finished_and_says_so(
+    tmp_path, tiny, tiny_source, quiet, monkeypatch
+):
+    shown = run.BlockProgress.__call__
+
+    def signalling(self, event):
+        shown(self, event)
+        if event["kind"] == "block" and event["block"] == "layers/0":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.BlockProgress, "__call__", signalling)
+        with pytest.raises(Interrupted, match=r"SIGTERM \(layers/1, .* Run the same") as stop:
+            quantize(tiny, tiny_source, tmp_path / "run", console=quiet)
+    assert stop.value.exit_code == 128 + signal.SIGTERM
+    summary = quantize(tiny, tiny_source, tmp_path / "run", console=quiet)
+    assert "going on after 1 of 2 blocks" in quiet.file.getvalue()
+    assert summary["packed"]["nll"] > 0
