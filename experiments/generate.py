@@ -11,7 +11,7 @@ from absl import flags
 
 from experiments import runtime
 from lowbit_jax.generation import stream_text
-from lowbit_jax.generation.quantized_cache import CacheFormat
+from lowbit_jax.generation.quantized_cache import KIVI, SPECS, CacheFormat
 from lowbit_jax.training.runs import load_checkpoint
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -22,7 +22,7 @@ _LENGTH = flags.DEFINE_integer("length", 200, "Tokens to write.", lower_bound=1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "0: always the most likely token.")
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Sample among so many tokens; 0: all.", lower_bound=0)
 _KV_CACHE = flags.DEFINE_enum(
-    "kv_cache", "float", ["float", "int8", "fp8", "int4"], "What keys and values are held in."
+    "kv_cache", "float", ["float", *SPECS, *KIVI], "What keys and values are held in."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.")
 

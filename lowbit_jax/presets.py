@@ -12,6 +12,7 @@
 | w1a16_bc | sign (BinaryConnect), per tensor | float |
 | w1a1_bnn | signs (BNN), per tensor | signs |
 | w1a1_xnor, w1a1_bireal, w1a1_reactnet | sign times mean magnitude per channel | signs |
+| w1a16_onebit | sign times a learned value per channel (OneBit) | float |
 | w1a16_elastic, w{1_58,2}a16_stretched | ParetoQ's learned ranges per channel | float |
 | w1_58a16_twn | ternary with a threshold (TWN) per tensor | float |
 | w{2,3,4,8}a16_dorefa | DoReFa-Net's, per tensor | float |
@@ -21,6 +22,7 @@
 | mxfp4a16, mxfp4 | e2m1, e8m0 scale per 32 | float, the same |
 | mxfp6_e2m3, mxfp6_e3m2, mxfp8_e4m3, mxfp8_e5m2, each with a16 | e8m0 scale per 32 | the same |
 | nf4_g64 | NormalFloat4, absmax per 64 | float |
+| nf4_g64_dq | the same, scales in e4m3 with a float32 factor per tensor (QLoRA) | float |
 """
 
 import dataclasses
@@ -40,6 +42,7 @@ from lowbit_jax.quantizers import (
     DoReFa,
     ElasticBinary,
     MinMax,
+    OneBit,
     Quantizer,
     RSign,
     Sign,
@@ -114,6 +117,7 @@ def _binary() -> Iterator[tuple[str, LayerScheme]]:
     polynomial = Sign(whole, gradient="polynomial")
     yield "w1a1_bireal", LayerScheme(weight=XNOR(channels), input=polynomial)
     yield "w1a1_reactnet", LayerScheme(weight=XNOR(channels), input=RSign(whole))
+    yield "w1a16_onebit", LayerScheme(weight=OneBit(channels))
     yield "w1a16_elastic", LayerScheme(weight=ElasticBinary(channels))
 
 
@@ -162,6 +166,8 @@ def _floats() -> Iterator[tuple[str, LayerScheme]]:
         yield name, LayerScheme(weight=weight, input=activations)
     nf4 = QuantSpec(format=formats.NF4, granularity=PerGroup(64))
     yield "nf4_g64", LayerScheme(weight=Absmax(nf4))
+    double = dataclasses.replace(nf4, scale_format=E4M3)
+    yield "nf4_g64_dq", LayerScheme(weight=Absmax(double))
 
 
 class Presets(Mapping[str, LayerScheme]):

@@ -19,8 +19,9 @@ FLOORS = {
     **dict.fromkeys(
         ("scheme", "presets", "recipe", "nn", "walk", "surgery", "summary", "models"), 4
     ),
+    **dict.fromkeys(("lora", "onebit"), 4),
     **dict.fromkeys(("ptq", "checkpoint", "interop", "data", "training", "evaluation"), 5),
-    **dict.fromkeys(("generation", "reporting", "testing"), 5),
+    **dict.fromkeys(("generation", "optimizers", "reporting", "testing"), 5),
     "": 6,  # lowbit_jax itself, which gathers the names; in the library only the top floor may
 }
 KERNELS = ("kernels_pallas", "kernels_cpu")

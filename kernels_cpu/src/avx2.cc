@@ -9,6 +9,7 @@ namespace {
 
 struct Avx2 {
   static constexpr int kLanes = 8, kVectors = 2;
+  static constexpr bool kHardware = true;
   static constexpr int32_t kByteOffset = 0;
   using Int = __m256i;
   using Float = __m256;
@@ -35,7 +36,7 @@ struct Avx2 {
 
   // How many products of a code and an activation (at most 127), two at a time, 16 bits hold.
   template <int kWidth>
-  static int64_t Period(int max_code) {
+  static constexpr int64_t Period(int max_code) {
     return kWidth == 8 ? int64_t{1} << 40 : 32767 / (2 * 127 * max_code);
   }
   template <int kWidth>
@@ -51,6 +52,9 @@ struct Avx2 {
   static Int Lookup(Int codes, Table table) { return _mm256_shuffle_epi8(table, codes); }
   static void Dot(Short& sum, Int codes, Int four) {
     sum.value = _mm256_add_epi16(sum.value, _mm256_maddubs_epi16(codes, four));
+    // GCC takes these additions for ordinary ones and makes a tree of them, whose many products do
+    // not fit into the registers: a quarter of the time went into keeping them in memory.
+    asm("" : "+x"(sum.value));
   }
   // Codes of 8 bits would overflow 16 bits at once: even and odd bytes are widened before.
   static void Dot(Long& sum, Int codes, Int four) {

@@ -10,6 +10,7 @@ namespace {
 
 struct Avx512 {
   static constexpr int kLanes = 16, kVectors = 1;
+  static constexpr bool kHardware = true;
   static constexpr int32_t kByteOffset = 0;
   using Int = __m512i;
   using Float = __m512;
@@ -34,7 +35,7 @@ struct Avx512 {
   static Float Sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
 
   template <int kWidth>
-  static int64_t Period(int) {
+  static constexpr int64_t Period(int) {
     return int64_t{1} << 40;  // sums have 32 bits from the start
   }
   template <int kWidth>

@@ -11,6 +11,8 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
+#include <utility>
 
 #include "problem.h"
 
@@ -61,87 +63,206 @@ void QuantizeRow(const Problem& p, int64_t row, Quantized& q) {
 
 // Rows of words that are asked for ahead of their use: one row of x waits for memory alone, and the
 // hardware's own prefetching starts anew at every page.
-inline constexpr int64_t kAhead = 24;
+inline constexpr int64_t kAhead = 56;
 
-// total[row][vector] += the sums of codes * activations over `count` words of a plane.
-template <class V, int kWidth, int kM, bool kTable>
-inline void DotPlane(const Plane& plane, const int32_t* w, int64_t count, const int32_t* x,
-                     typename V::Table table, int max_code,
-                     typename V::Int (&total)[kM][V::kVectors]) {
-  constexpr int kSteps = 8 / kWidth;
-  const int64_t period = std::max<int64_t>(1, V::template Period<kWidth>(max_code) / kSteps);
-  for (int64_t begin = 0; begin < count; begin += period) {
-    const int64_t end = std::min(count, begin + period);
-    typename V::template Sum<kWidth> sum[kM][V::kVectors] = {};
-    for (int64_t r = begin; r < end; ++r, w += plane.row_stride) {
-      if constexpr (kM == 1) __builtin_prefetch(w + kAhead * plane.row_stride);
-      typename V::Int words[V::kVectors];
-      for (int v = 0; v < V::kVectors; ++v) words[v] = V::Load(w + v * V::kLanes);
-      for (int step = 0; step < kSteps; ++step, x += kM) {
-        typename V::Int codes[V::kVectors];
-        for (int v = 0; v < V::kVectors; ++v) {
-          codes[v] = V::template Codes<kWidth>(words[v], step);
-          if constexpr (kTable) codes[v] = V::Lookup(codes[v], table);
-        }
-        for (int m = 0; m < kM; ++m) {
-          const typename V::Int four = V::Broadcast(x[m]);
-          for (int v = 0; v < V::kVectors; ++v) V::Dot(sum[m][v], codes[v], four);
-        }
+// f(0) .. f(kCount - 1), each with its number as a constant: accumulators that a loop would index
+// stay in memory where the compiler unrolls that loop too late, and then cost twice the products.
+// Where a vector is itself a loop over lanes, code of that size would take minutes to compile.
+template <class F, int... kNumbers>
+inline __attribute__((always_inline)) void EachOf(F f, std::integer_sequence<int, kNumbers...>) {
+  (f(std::integral_constant<int, kNumbers>{}), ...);
+}
+template <class V, int kCount, class F>
+inline __attribute__((always_inline)) void Each(F f) {
+  if constexpr (V::kHardware) {
+    EachOf(f, std::make_integer_sequence<int, kCount>{});
+  } else {
+    for (int i = 0; i < kCount; ++i) f(i);
+  }
+}
+
+// One row of words: sum[row][vector] += codes * activations.
+template <class V, int kWidth, int kM, bool kTable, class Sum>
+inline __attribute__((always_inline)) void DotRow(const int32_t* w, const int32_t* x,
+                                                  typename V::Table table,
+                                                  Sum (&sum)[kM][V::kVectors]) {
+  typename V::Int words[V::kVectors];
+  Each<V, V::kVectors>([&](auto v) { words[v] = V::Load(w + v * V::kLanes); });
+  Each<V, 8 / kWidth>([&](auto step) __attribute__((always_inline)) {
+    typename V::Int codes[V::kVectors];
+    Each<V, V::kVectors>([&](auto v) __attribute__((always_inline)) {
+      codes[v] = V::template Codes<kWidth>(words[v], step);
+      if constexpr (kTable) codes[v] = V::Lookup(codes[v], table);
+    });
+    Each<V, kM>([&](auto m) __attribute__((always_inline)) {
+      const typename V::Int four = V::Broadcast(x[step * kM + m]);
+      Each<V, V::kVectors>([&](auto v) __attribute__((always_inline)) {
+        V::Dot(sum[m][v], codes[v], four);
+      });
+    });
+  });
+}
+
+// How many words of codes up to `max_code` a sum holds.
+template <class V, int kWidth>
+constexpr int64_t WordsPerSum(int max_code) {
+  return std::max<int64_t>(1, V::template Period<kWidth>(max_code) / (8 / kWidth));
+}
+
+// total[row][vector] += kCount rows of words, which fit into one sum.
+template <class V, int kWidth, int kM, bool kTable, int kCount>
+inline __attribute__((always_inline)) void DotRows(const int32_t* w, int64_t stride,
+                                                   const int32_t* x, typename V::Table table,
+                                                   int shift,
+                                                   typename V::Int (&total)[kM][V::kVectors]) {
+  typename V::template Sum<kWidth> sum[kM][V::kVectors] = {};
+  Each<V, kCount>([&](auto u) __attribute__((always_inline)) {
+    if constexpr (kM == 1) __builtin_prefetch(w + (kAhead + u) * stride);
+    DotRow<V, kWidth, kM, kTable>(w + u * stride, x + u * (8 / kWidth) * kM, table, sum);
+  });
+  Each<V, kM>([&](auto m) __attribute__((always_inline)) {
+    Each<V, V::kVectors>([&](auto v) __attribute__((always_inline)) {
+      V::Flush(total[m][v], sum[m][v], shift);
+    });
+  });
+}
+
+// The integer sums of one tile, chunk by chunk, and what becomes of them.
+template <class V, int kM>
+struct Tile {
+  using Sums = typename V::Int[kM][V::kVectors];
+
+  Tile(const Problem& p, const Quantized& q, int64_t panel, int64_t row)
+      : p(p), q(q), n0(panel * kPanel), row(row), sums(q.sums.data() + row * p.chunks.size()),
+        // Where bytes are signed, an 8-bit code c enters as c - 128.
+        low(p.int_low + (p.plane[0].width == 8 ? V::kByteOffset << p.int_shift : 0)) {}
+
+  // y += scale * total, which is that of chunk c.
+  inline __attribute__((always_inline)) void Add(size_t c, const Sums& total) {
+    const int64_t at = p.chunks[c].group * p.n_padded + n0;
+    typename V::Float scale[V::kVectors];
+    Each<V, V::kVectors>([&](auto v) { scale[v] = V::LoadFloat(p.scale + at + v * V::kLanes); });
+    Each<V, kM>([&](auto m) __attribute__((always_inline)) {
+      const int32_t sum = sums[m * p.chunks.size() + c];
+      Each<V, V::kVectors>([&](auto v) __attribute__((always_inline)) {
+        typename V::Int t = V::ShiftAdd(total[m][v], p.int_shift, low * sum);
+        if (p.zero_point) t = V::SubtractProduct(t, p.zero_point + at + v * V::kLanes, sum);
+        y[m][v] = V::Fma(V::ToFloat(t), scale[v], y[m][v]);
+      });
+    });
+  }
+
+  void Finish() const {
+    for (int m = 0; m < kM; ++m) {
+      const typename V::Float unit = V::BroadcastFloat(q.scales[row + m] * p.int_unit);
+      float out[kPanel];
+      for (int v = 0; v < V::kVectors; ++v) V::Store(out + v * V::kLanes, V::Mul(y[m][v], unit));
+      const int64_t inside = std::min<int64_t>(kPanel, p.n - n0);
+      std::memcpy(p.y + (row + m) * p.n + n0, out, sizeof(float) * inside);
+    }
+  }
+
+  const Problem& p;
+  const Quantized& q;
+  const int64_t n0, row;
+  const int32_t* const sums;
+  const int32_t low;
+  typename V::Float y[kM][V::kVectors] = {};
+};
+
+// Where a tile's words and activations of one plane lie.
+struct Operands {
+  Operands(const Problem& p, const Quantized& q, const Plane& plane, int64_t panel, int64_t row)
+      : words(plane.words + panel * plane.panel_stride),
+        x(q.words[Log2(plane.width)].data() + row * (p.k_padded / 4)) {}
+  const int32_t* words;
+  const int32_t* x;
+};
+
+// total[row][vector] += `count` rows of words, of which kPeriod at a time fit into one sum.
+template <class V, int kWidth, int kM, bool kTable, int64_t kPeriod>
+inline __attribute__((always_inline)) void DotPlane(const int32_t* w, int64_t stride, int64_t count,
+                                                    const int32_t* x, typename V::Table table,
+                                                    int shift,
+                                                    typename V::Int (&total)[kM][V::kVectors]) {
+  constexpr int kCount = static_cast<int>(std::min<int64_t>(kPeriod, 4));
+  constexpr int64_t kStep = 8 / kWidth * kM;
+  for (; count >= kCount; count -= kCount, w += kCount * stride, x += kCount * kStep)
+    DotRows<V, kWidth, kM, kTable, kCount>(w, stride, x, table, shift, total);
+  for (; count > 0; --count, w += stride, x += kStep)
+    DotRows<V, kWidth, kM, kTable, 1>(w, stride, x, table, shift, total);
+}
+
+// A tile whose codes lie in one plane: a loop of its own, since with one row of x and groups of 128
+// what is done once per chunk would else take half as long as the products.
+template <class V, int kWidth, int kM, bool kTable, int64_t kPeriod>
+__attribute__((noinline)) void OnePlane(const Problem& p, const Quantized& q, int64_t panel,
+                                        int64_t row) {
+  constexpr int kPerWord = 32 / kWidth;
+  const Plane& plane = p.plane[0];
+  const Operands operands(p, q, plane, panel, row);
+  const typename V::Table table = V::MakeTable(p.int_table);
+  Tile<V, kM> tile(p, q, panel, row);
+  for (size_t c = 0; c < p.chunks.size(); ++c) {
+    const Chunk& chunk = p.chunks[c];
+    typename V::Int total[kM][V::kVectors] = {};
+    DotPlane<V, kWidth, kM, kTable, kPeriod>(
+        operands.words + chunk.begin / kPerWord * plane.row_stride, plane.row_stride,
+        (chunk.end - chunk.begin) / kPerWord, operands.x + chunk.begin / 4 * kM, table, plane.shift,
+        total);
+    tile.Add(c, total);
+  }
+  tile.Finish();
+}
+
+// One plane's part of a chunk, where there are several.
+template <class V, int kWidth, int kM>
+__attribute__((noinline)) void Part(const Problem& p, const Quantized& q, const Plane& plane,
+                                    int64_t panel, int64_t row, const Chunk& chunk,
+                                    typename V::Int (&total)[kM][V::kVectors]) {
+  constexpr int kPerWord = 32 / kWidth;
+  const Operands operands(p, q, plane, panel, row);
+  DotPlane<V, kWidth, kM, false, WordsPerSum<V, kWidth>((1 << kWidth) - 1)>(
+      operands.words + chunk.begin / kPerWord * plane.row_stride, plane.row_stride,
+      (chunk.end - chunk.begin) / kPerWord, operands.x + chunk.begin / 4 * kM,
+      V::MakeTable(nullptr), plane.shift, total);
+}
+
+template <class V, int kM>
+void SeveralPlanes(const Problem& p, const Quantized& q, int64_t panel, int64_t row) {
+  Tile<V, kM> tile(p, q, panel, row);
+  for (size_t c = 0; c < p.chunks.size(); ++c) {
+    typename V::Int total[kM][V::kVectors] = {};
+    for (int i = 0; i < p.planes; ++i) {
+      const Plane& plane = p.plane[i];
+      switch (plane.width) {
+        case 8: Part<V, 8, kM>(p, q, plane, panel, row, p.chunks[c], total); break;
+        case 4: Part<V, 4, kM>(p, q, plane, panel, row, p.chunks[c], total); break;
+        case 2: Part<V, 2, kM>(p, q, plane, panel, row, p.chunks[c], total); break;
+        default: Part<V, 1, kM>(p, q, plane, panel, row, p.chunks[c], total);
       }
     }
-    for (int m = 0; m < kM; ++m)
-      for (int v = 0; v < V::kVectors; ++v) V::Flush(total[m][v], sum[m][v], plane.shift);
+    tile.Add(c, total);
   }
+  tile.Finish();
+}
+
+template <class V, int kWidth, int kM>
+inline void Plain(const Problem& p, const Quantized& q, int64_t panel, int64_t row) {
+  OnePlane<V, kWidth, kM, false, WordsPerSum<V, kWidth>((1 << kWidth) - 1)>(p, q, panel, row);
 }
 
 template <class V, int kM>
 inline void IntegerTile(const Problem& p, const Quantized& q, int64_t panel, int64_t row) {
-  typename V::Float y[kM][V::kVectors] = {};
-  const typename V::Table table = V::MakeTable(p.int_table);
-  const int64_t n0 = panel * kPanel;
-  // Where bytes are signed, an 8-bit code c enters as c - 128.
-  const int32_t offset = p.plane[0].width == 8 ? V::kByteOffset << p.int_shift : 0;
-  for (size_t c = 0; c < p.chunks.size(); ++c) {
-    const Chunk& chunk = p.chunks[c];
-    typename V::Int total[kM][V::kVectors] = {};
-    for (int i = 0; i < p.planes; ++i) {
-      const Plane& plane = p.plane[i];
-      const int64_t per_word = 32 / plane.width;
-      const int64_t first = chunk.begin / per_word, count = (chunk.end - chunk.begin) / per_word;
-      const int32_t* w = plane.words + panel * plane.panel_stride + first * plane.row_stride;
-      const int32_t* x =
-          q.words[Log2(plane.width)].data() + row * (p.k_padded / 4) + chunk.begin / 4 * kM;
-      const int most = (1 << plane.width) - 1;
-      switch (plane.width) {
-        case 8: DotPlane<V, 8, kM, false>(plane, w, count, x, table, most, total); break;
-        case 4:
-          if (p.int_table) {
-            DotPlane<V, 4, kM, true>(plane, w, count, x, table, p.int_max, total);
-          } else {
-            DotPlane<V, 4, kM, false>(plane, w, count, x, table, most, total);
-          }
-          break;
-        case 2: DotPlane<V, 2, kM, false>(plane, w, count, x, table, most, total); break;
-        default: DotPlane<V, 1, kM, false>(plane, w, count, x, table, most, total);
-      }
-    }
-    for (int v = 0; v < V::kVectors; ++v) {
-      const int64_t at = chunk.group * p.n_padded + n0 + v * V::kLanes;
-      const typename V::Float scale = V::LoadFloat(p.scale + at);
-      for (int m = 0; m < kM; ++m) {
-        const int32_t sum = q.sums[(row + m) * p.chunks.size() + c];
-        typename V::Int t = V::ShiftAdd(total[m][v], p.int_shift, (p.int_low + offset) * sum);
-        if (p.zero_point) t = V::SubtractProduct(t, p.zero_point + at, sum);
-        y[m][v] = V::Fma(V::ToFloat(t), scale, y[m][v]);
-      }
-    }
-  }
-  for (int m = 0; m < kM; ++m) {
-    const typename V::Float unit = V::BroadcastFloat(q.scales[row + m] * p.int_unit);
-    float out[kPanel];
-    for (int v = 0; v < V::kVectors; ++v) V::Store(out + v * V::kLanes, V::Mul(y[m][v], unit));
-    const int64_t inside = std::min<int64_t>(kPanel, p.n - n0);
-    std::memcpy(p.y + (row + m) * p.n + n0, out, sizeof(float) * inside);
+  if (p.planes > 1) return SeveralPlanes<V, kM>(p, q, panel, row);
+  switch (p.plane[0].width) {
+    case 8: return Plain<V, 8, kM>(p, q, panel, row);
+    case 4:
+      if (!p.int_table) return Plain<V, 4, kM>(p, q, panel, row);
+      if (WordsPerSum<V, 4>(p.int_max) < 2) return OnePlane<V, 4, kM, true, 1>(p, q, panel, row);
+      return OnePlane<V, 4, kM, true, 2>(p, q, panel, row);
+    case 2: return Plain<V, 2, kM>(p, q, panel, row);
+    default: return Plain<V, 1, kM>(p, q, panel, row);
   }
 }
 

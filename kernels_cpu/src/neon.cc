@@ -13,6 +13,7 @@ namespace {
 
 struct Neon {
   static constexpr int kLanes = 4, kVectors = 4;
+  static constexpr bool kHardware = true;
   static constexpr int32_t kByteOffset = 128;
   using Int = int32x4_t;
   using Float = float32x4_t;
@@ -37,7 +38,7 @@ struct Neon {
   static Float Sub(Float a, Float b) { return vsubq_f32(a, b); }
 
   template <int kWidth>
-  static int64_t Period(int) {
+  static constexpr int64_t Period(int) {
     return int64_t{1} << 40;
   }
   template <int kWidth>

@@ -6,6 +6,7 @@ namespace {
 
 struct Portable {
   static constexpr int kLanes = 16, kVectors = 1;
+  static constexpr bool kHardware = false;
   static constexpr int32_t kByteOffset = 0;
   struct Int { int32_t lane[kLanes]; };
   struct Float { float lane[kLanes]; };
@@ -40,7 +41,7 @@ struct Portable {
     return Each<Float>([&](int i) { return a.lane[i] - b.lane[i]; });
   }
   template <int kWidth>
-  static int64_t Period(int) {
+  static constexpr int64_t Period(int) {
     return int64_t{1} << 40;
   }
   template <int kWidth>

@@ -7,12 +7,24 @@
 | quantile | all but a share of the elements | outliers |
 | mse | searched for the least squared error | few bits |
 | exact | of the least squared error, by sorting | ternary, binary |
+| sign_value | no range: vectors around a sign matrix | OneBit |
 | kl_threshold | from a histogram | static activations |
 """
 
+from lowbit_jax.calibrate.factors import sign_value
 from lowbit_jax.calibrate.histogram import kl_threshold
 from lowbit_jax.calibrate.ranges import absmax, absmean, minmax, quantile
 from lowbit_jax.calibrate.search import exact, mse
 from lowbit_jax.grid import Range
 
-__all__ = ["Range", "absmax", "absmean", "exact", "kl_threshold", "minmax", "mse", "quantile"]
+__all__ = [
+    "Range",
+    "absmax",
+    "absmean",
+    "exact",
+    "kl_threshold",
+    "minmax",
+    "mse",
+    "quantile",
+    "sign_value",
+]

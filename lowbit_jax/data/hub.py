@@ -13,6 +13,7 @@ from lowbit_jax.data.corpus import Corpus, Split, choose_valid, fingerprint
 
 _VALID_NAMES = ("validation", "valid", "val", "dev")
 _SAVED_FILES = ("dataset_dict.json", "state.json")  # what save_to_disk leaves in a folder
+_OFFLINE = "hf:FOLDER (save_to_disk or parquet files)"
 
 
 def load_hub_corpus(where: str, *, separator: str, valid_fraction: float) -> Corpus:
@@ -28,7 +29,7 @@ def load_hub_corpus(where: str, *, separator: str, valid_fraction: float) -> Cor
         OSError: No such dataset or folder (FileNotFoundError), or no network (ConnectionError).
     """
     source = f"hf:{where}"
-    splits = _load(where, source)
+    splits = load_splits(where, source, offline=f"{_OFFLINE}, text:GLOB or stdlib")
     train = _training_split(splits, source)
     column = _text_column(train, source)
     valid_name = next((name for name in _VALID_NAMES if name in splits), None)
@@ -64,8 +65,18 @@ def load_hub_corpus(where: str, *, separator: str, valid_fraction: float) -> Cor
     )
 
 
-def _load(where: str, source: str) -> dict[str, datasets.Dataset]:
-    """The splits of a saved folder, another folder or a dataset of the hub, by name."""
+def load_splits(where: str, source: str, *, offline: str = _OFFLINE) -> dict[str, datasets.Dataset]:
+    """The splits of a saved folder, another folder or a dataset of the hub, by name.
+
+    Args:
+        where: `NAME[:CONFIG]`; see `load_hub_corpus`.
+        source: What messages call it.
+        offline: What a message suggests to use without a network.
+
+    Raises:
+        ValueError: No such configuration.
+        OSError: No such dataset or folder (FileNotFoundError), or no network (ConnectionError).
+    """
     is_folder = pathlib.Path(where).expanduser().is_dir()
     name, _, config = (where, "", "") if is_folder else where.partition(":")
     folder = pathlib.Path(name).expanduser()
@@ -79,8 +90,7 @@ def _load(where: str, source: str) -> dict[str, datasets.Dataset]:
     except ConnectionError as error:
         raise ConnectionError(
             f"{source}: the Hugging Face hub cannot be reached ({error}), and there is no folder "
-            f"{name!r} here. Without a network use hf:FOLDER (save_to_disk or parquet files), "
-            "text:GLOB or stdlib."
+            f"{name!r} here. Without a network use {offline}."
         ) from error
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{source}: {error}") from error

@@ -60,12 +60,13 @@ def generate(
         top_k: Sample among the `top_k` most likely tokens only, and those that tie with the last
             of them. No effect at temperature 0.
         stop_token: A sequence that has written it goes on with nothing else.
-        cache_format: What keys and values are held in: "float" (as they are), "int8", "fp8" or
-            "int4", per position and head.
+        cache_format: What keys and values are held in: "float" (as they are); "int8", "fp8" or
+            "int4", per position and head; "kivi2" or "kivi4", KIVI's 2 or 4 bits with 128 recent
+            positions in float.
         on_token: Called on the host with the tokens int32 [batch] of each step, as they come.
     Returns: The new tokens; `on_token` does not change them (but for ties within rounding).
     Raises: ValueError: an argument is out of its range, or `length + steps` is more than the
-        model's `max_length`.
+        model's `max_length`; see also `quantized_cache`.
     """
     chunk = steps if on_token is None and stop_token is None else 1
     written = []

@@ -1,10 +1,13 @@
 """Key/value caches that hold fewer bits: every position of every head is rounded when it enters.
 
-A row of head_dim elements gets one scale, its largest magnitude, as activations per token do.
-`update` hands back dense keys and values, dequantized inside the program: what is saved is what
-lies in memory between tokens.
+A row of head_dim elements gets one scale, its largest magnitude, as activations per token do, so
+that it can multiply a score or a weight instead of a key or a value: attention takes the codes as
+they lie, and no dense cache is ever made (see `packed_attention`).
+
+`quantized_cache` also makes KIVI's cache, which has a module of its own.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final, Literal
@@ -16,23 +19,52 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int32
 
 from lowbit_jax.formats import FP8_E4M3, INT4, INT8
+from lowbit_jax.generation import packed_attention as over
+from lowbit_jax.generation.kivi import KiviCache, KiviSpec
 from lowbit_jax.models import KVCache
+from lowbit_jax.models.attention import visible
 from lowbit_jax.qtensor import QTensor, quantize
 from lowbit_jax.spec import FLOAT16, PerToken, QuantSpec
 
-CacheFormat = Literal["float", "int8", "fp8", "int4"]
+CacheFormat = Literal["float", "int8", "fp8", "int4", "kivi2", "kivi4"]
 SPECS: Final[Mapping[str, QuantSpec]] = MappingProxyType(
     {
         name: QuantSpec(format=fmt, granularity=PerToken(), scale_format=FLOAT16)
         for name, fmt in (("int8", INT8), ("fp8", FP8_E4M3), ("int4", INT4))
     }
 )
+KIVI: Final[Mapping[str, KiviSpec]] = MappingProxyType(
+    {"kivi2": KiviSpec(bits=2), "kivi4": KiviSpec(bits=4)}
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Levels:
+    """`packed_attention.Rows` of a QTensor with a scale per position and head."""
+
+    qtensor: QTensor
+
+    @property
+    def positions(self) -> int:
+        return self.qtensor.shape[1]
+
+    @property
+    def unit(self) -> int:
+        return 1
+
+    def decode(self, start: Any, count: int) -> tuple[Array, Array]:
+        rows: QTensor = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, count, axis=1), self.qtensor
+        )
+        levels = rows.spec.format.decode(rows.codes())
+        return levels, rows.scale[..., 0].astype(jnp.float32)
 
 
 class QuantizedKVCache(nnx.Module):
     """Keys and values of one layer, quantized per position and head, at a fixed capacity.
 
-    A `models.LayerCache`: rows `[0, length)` along the second axis are written, in order.
+    A `models.LayerCache` and a `models.AttendingCache`: rows `[0, length)` along the second axis
+    are written, in order.
 
     Attributes:
         key, value: QTensor [batch, capacity, kv_heads, head_dim].
@@ -72,6 +104,38 @@ class QuantizedKVCache(nnx.Module):
 
         Raises: ValueError: One call brings more positions than the cache can ever hold.
         """
+        self._take_in(key, value)
+        held_key, held_value = self.key.get_value(), self.value.get_value()
+        return held_key.dequantize(), held_value.dequantize(), self.length
+
+    def attend(
+        self,
+        query: Float[Array, "batch new heads head_dim"],
+        key: Float[Array, "batch new kv_heads head_dim"],
+        value: Float[Array, "batch new kv_heads head_dim"],
+        *,
+        window: int = 0,
+        scale: float | None = None,
+        softcap: float | None = None,
+    ) -> Float[Array, "batch new heads head_dim"]:
+        """See `models.AttendingCache.attend`; new positions, too, are seen as they are held.
+
+        Raises: ValueError: One call brings more positions than the cache can ever hold.
+        """
+        positions = self.length + jnp.arange(key.shape[1], dtype=jnp.int32)
+        self._take_in(key, value)
+        keys, values = _Levels(self.key.get_value()), _Levels(self.value.get_value())
+        weights = over.joint_softmax(
+            over.packed_scores(over.grouped(query, key.shape[2]), keys),
+            visible(positions, keys.positions, window),
+            head_dim=query.shape[-1],
+            scale=scale,
+            softcap=softcap,
+        )
+        y = over.packed_sum(weights, values, query.dtype)
+        return y.reshape(query.shape).astype(query.dtype)
+
+    def _take_in(self, key: Array, value: Array) -> None:
         new, capacity = key.shape[1], self.key.get_value().shape[1]
         if new > capacity:
             raise ValueError(
@@ -83,7 +147,6 @@ class QuantizedKVCache(nnx.Module):
         for held, fresh in ((self.key, key), (self.value, value)):
             held.set_value(_written(held.get_value(), fresh, start, length <= capacity))
         self.filled[...] = length
-        return self.key.get_value().dequantize(), self.value.get_value().dequantize(), length
 
 
 def _written(held: QTensor, fresh: Array, start: Array, fits: Array) -> QTensor:
@@ -110,29 +173,43 @@ def quantized_cache(cache: nnx.Module, cache_format: CacheFormat) -> nnx.Module:
     """An empty quantized cache in the place of a model's own empty one.
 
     Args:
-        cache: From `init_cache`: a `KVCache` per layer, in an `nnx.List`.
-        cache_format: "int8", "fp8" (e4m3) or "int4"; "float" gives `cache` back.
+        cache: From `init_cache`: a `KVCache` per layer, in an `nnx.List`, or stacked into one.
+        cache_format: "int8", "fp8" (e4m3), "int4", "kivi2" or "kivi4"; "float" gives `cache` back.
 
     Raises:
-        ValueError: An unknown format.
-        NotImplementedError: A cache of another kind: stacked layers, or a model's own class.
+        ValueError: An unknown format, or heads whose width it does not split into groups.
+        NotImplementedError: A cache of another kind: a model's own class.
     """
     if cache_format == "float":
         return cache
-    if cache_format not in SPECS:
+    if cache_format not in (*SPECS, *KIVI):
         raise ValueError(
-            f"there is no cache format {cache_format!r}. Formats: {['float', *SPECS]}."
+            f"there is no cache format {cache_format!r}. Formats: {['float', *SPECS, *KIVI]}."
         )
+    if isinstance(cache, KVCache):
+        layers, *shape = cache.key.shape
+        return _stacked(_one(tuple(shape), cache.key.dtype, cache_format), layers)
     if not isinstance(cache, nnx.List) or not all(isinstance(one, KVCache) for one in cache):
         raise NotImplementedError(
-            f"a {cache_format} cache takes the place of a list of KVCache, one per layer; this "
-            f"model has a {type(cache).__name__}. Stacked layers: load the model unstacked, or use "
-            "cache_format='float'."
+            f"a {cache_format} cache takes the place of a KVCache, one per layer in a list or all "
+            f"of them stacked; this model has a {type(cache).__name__}. Use cache_format='float'."
         )
+    return nnx.List([_one(one.key.shape, one.key.dtype, cache_format) for one in cache])
 
-    def like(one: Any) -> QuantizedKVCache:
-        batch, capacity, kv_heads, head_dim = one.key.shape
-        spec = SPECS[cache_format]
-        return QuantizedKVCache(batch, capacity, kv_heads, head_dim, one.key.dtype, spec)
 
-    return nnx.List([like(one) for one in cache])
+def _one(shape: tuple[int, ...], dtype: Any, cache_format: CacheFormat) -> nnx.Module:
+    """The empty cache of one layer for keys [batch, capacity, kv_heads, head_dim]."""
+    batch, capacity, kv_heads, head_dim = shape
+    if cache_format in KIVI:
+        return KiviCache(batch, capacity, kv_heads, head_dim, dtype, KIVI[cache_format])
+    return QuantizedKVCache(batch, capacity, kv_heads, head_dim, dtype, SPECS[cache_format])
+
+
+def _stacked(cache: nnx.Module, layers: int) -> nnx.Module:
+    """As many equal caches as one, every array with a new first axis."""
+    graphdef, state = nnx.split(cache)
+
+    def repeated(array: Array) -> Array:
+        return jnp.broadcast_to(array[None], (layers, *array.shape))
+
+    return nnx.merge(graphdef, jax.tree.map(repeated, state))

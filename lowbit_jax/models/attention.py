@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int32
 
-from lowbit_jax.models.cache import LayerCache
+from lowbit_jax.models.cache import AttendingCache, LayerCache
 from lowbit_jax.models.config import DecoderConfig
 from lowbit_jax.models.rotation import Rotated
 
@@ -88,6 +88,21 @@ def attend(
     return y.reshape(query.shape).astype(query.dtype)
 
 
+def visible(
+    positions: Int32[Array, " length"], seen: int, window: int = 0
+) -> Bool[Array, "length seen"]:
+    """Which of the first `seen` positions the tokens at `positions` look at.
+
+    Args:
+        positions: Of the tokens that look; what lies behind them is later, or not written yet.
+        seen: How many positions there are to look at.
+        window: Positions that a token sees, its own included; 0: all before it.
+    """
+    others = jnp.arange(seen)[None, :]
+    mask = others <= positions[:, None]
+    return mask & (others > positions[:, None] - window) if window else mask
+
+
 class Attention(nnx.Module):
     """Causal self-attention: `query`, `key`, `value`, `out`; scores and softmax in float32.
 
@@ -112,7 +127,9 @@ class Attention(nnx.Module):
             self.out_norm = rms_norm(config, width, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "batch length dim"], cache: LayerCache | None = None
+        self,
+        x: Float[Array, "batch length dim"],
+        cache: LayerCache | AttendingCache | None = None,
     ) -> Float[Array, "batch length dim"]:
         """Each token attends to itself and what came before it; the cache, if any, takes `x` in."""
         config, (batch, length, _) = self.config, x.shape
@@ -130,28 +147,18 @@ class Attention(nnx.Module):
             theta, factors = config.local_rope_theta, None
         query = rotate(query, positions, theta, factors)
         key = rotate(key, positions, theta, factors)
-        mask = None
-        if cache is not None:
-            key, value, _ = cache.update(key, value)
-        if cache is not None or self.window:
-            mask = self._visible(positions, key.shape[1])
-        y = attend(
-            query,
-            key,
-            value,
-            mask=mask,
-            scale=config.query_scale,
-            softcap=config.attention_softcap,
-        )
+        options = {"scale": config.query_scale, "softcap": config.attention_softcap}
+        if isinstance(cache, AttendingCache):
+            y = cache.attend(query, key, value, window=self.window, **options)
+        else:
+            mask = None
+            if cache is not None:
+                key, value, _ = cache.update(key, value)
+            if cache is not None or self.window:
+                mask = visible(positions, key.shape[1], self.window)
+            y = attend(query, key, value, mask=mask, **options)
 
         y = y.reshape(batch, length, config.heads * config.head_size)
         if config.sub_norm:
             y = self.out_norm(y).astype(config.compute_dtype)
         return self.out(y)
-
-    def _visible(self, positions: Int32[Array, " length"], seen: int) -> Bool[Array, "length seen"]:
-        """Which of the first `seen` positions the tokens at `positions` look at."""
-        others = jnp.arange(seen)[None, :]
-        # Rows of a cache beyond a query's own position are later tokens, or not written yet.
-        visible = others <= positions[:, None]
-        return visible & (others > positions[:, None] - self.window) if self.window else visible

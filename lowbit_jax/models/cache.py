@@ -3,7 +3,8 @@
 A cache is an object with `length` and `update(key, value) -> (key, value, length)`. The model asks
 and answers through these two only, and whoever generates never touches the arrays, so that a cache
 may store what it likes (less precise, in pages, on the host) as long as it hands back keys and
-values in order of position.
+values in order of position. One that can answer queries from what it stores, an `AttendingCache`,
+is asked for the attention itself.
 """
 
 from typing import Protocol, runtime_checkable
@@ -33,6 +34,37 @@ class LayerCache(Protocol):
         Int32[Array, ""],
     ]:
         """Appends positions: all keys, all values and the new length; the rest of them is void."""
+
+
+@runtime_checkable
+class AttendingCache(Protocol):
+    """A cache that answers queries itself, so that what it holds is never laid out densely."""
+
+    @property
+    def length(self) -> Int32[Array, ""]:
+        """As of `LayerCache`."""
+
+    def attend(
+        self,
+        query: Float[Array, "batch new heads head_dim"],
+        key: Float[Array, "batch new kv_heads head_dim"],
+        value: Float[Array, "batch new kv_heads head_dim"],
+        *,
+        window: int = 0,
+        scale: float | None = None,
+        softcap: float | None = None,
+    ) -> Float[Array, "batch new heads head_dim"]:
+        """Takes positions in; then what `attention.attend` gives their queries over all held.
+
+        Args:
+            query: One row for each new position; head `h` asks the key head
+                `h // (heads // kv_heads)`.
+            key: The new positions' keys.
+            value: As `key`.
+            window: Positions that a query sees, its own included; 0: all before it.
+            scale: As of `attention.attend`.
+            softcap: As of `attention.attend`.
+        """
 
 
 class KVCache(nnx.Module):

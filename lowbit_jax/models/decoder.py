@@ -28,7 +28,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
 from lowbit_jax.models.attention import Attention, residual_init, rms_norm
-from lowbit_jax.models.cache import KVCache, LayerCache
+from lowbit_jax.models.cache import AttendingCache, KVCache, LayerCache
 from lowbit_jax.models.config import DecoderConfig
 from lowbit_jax.models.registry import register
 from lowbit_jax.models.rotation import Rotated, Rotation
@@ -85,7 +85,9 @@ class Block(nnx.Module):
             self.mlp.down = Rotated(self.mlp.down, Rotation.of(config.ffn_dim))
 
     def __call__(
-        self, x: Float[Array, "batch length dim"], cache: LayerCache | None = None
+        self,
+        x: Float[Array, "batch length dim"],
+        cache: LayerCache | AttendingCache | None = None,
     ) -> Float[Array, "batch length dim"]:
         """Applies the block; with a cache, `x` continues the tokens that the cache holds."""
         dtype = self.config.compute_dtype
@@ -217,7 +219,7 @@ def _scan(
     x, written = jax.lax.scan(body, x, state)
     variables = dict(nnx.to_flat_state(nnx.state((layers, cache))))
     for path, value in written.items():
-        variables[path][...] = value
+        variables[path].set_value(value)
     return x
 
 

@@ -7,12 +7,12 @@ from lowbit_jax.quantizers.elastic import ElasticBinary, StretchedElastic
 from lowbit_jax.quantizers.fixed import FixedRange, range_state
 from lowbit_jax.quantizers.learned import LSQ
 from lowbit_jax.quantizers.ranges import Absmax, AbsMean, MinMax, StaticAbsmax
-from lowbit_jax.quantizers.signs import XNOR, RSign, Sign
+from lowbit_jax.quantizers.signs import XNOR, OneBit, RSign, Sign
 from lowbit_jax.quantizers.ternary import TWN
 
 ALL = (
     Absmax, MinMax, AbsMean, StaticAbsmax, LSQ, FixedRange, Sign, XNOR, TWN, DoReFa, ElasticBinary,
-    StretchedElastic, PACT, LSQPlus, RSign,
+    StretchedElastic, PACT, LSQPlus, RSign, OneBit,
 )  # fmt: skip
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "FixedRange",
     "LSQPlus",
     "MinMax",
+    "OneBit",
     "Quantizer",
     "RSign",
     "Sign",

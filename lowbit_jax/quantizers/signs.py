@@ -1,4 +1,4 @@
-"""Binary weights and activations: BinaryConnect, BNN, XNOR-Net, Bi-Real Net, ReActNet."""
+"""Binary weights and activations: BinaryConnect, BNN, XNOR-Net, Bi-Real, ReActNet, OneBit."""
 
 import dataclasses
 from typing import ClassVar, Literal, override
@@ -20,7 +20,7 @@ class Sign(Reshaped):
     """sign(x) in {-1, 1}, zero going to +1; weights and activations.
 
     BinaryConnect (arXiv:1511.00363, Eq. 1) with `gradient="identity"`, whose weights its training
-    also clips to [-1, 1] after each update: the optimizer's task. BNN (arXiv:1602.02830, Eq. 4)
+    also clips to [-1, 1] after each update: `optimizers.clip_latent`. BNN (arXiv:1602.02830, Eq. 4)
     with "hard_tanh": 1 where |x| <= 1, else 0. Bi-Real Net (arXiv:1808.00278, section 3.3) with
     "polynomial": 2 + 2x in [-1, 0), 2 - 2x in [0, 1), else 0.
 
@@ -75,6 +75,34 @@ class XNOR(Reshaped):
         share = np.float32(1 / BlockView.of(x.shape, self.spec).block_size)
         inside = (jnp.abs(x) <= 1).astype(jnp.float32)
         return {"x": share + inside * expand(range_.scale, x, self)}
+
+
+@dataclasses.dataclass(frozen=True)
+class OneBit(Reshaped):
+    """sign(w) * h with a learned h, the output's value vector of OneBit (arXiv:2402.11295, Eq. 3).
+
+    The derivatives are those of the product: by h sign(w), by the sign matrix h, which is passed on
+    to w straight-through. h starts at mean |w|; `onebit.one_bit_model` starts it, and the input's
+    value vector, from the paper's decomposition. Deviation: h stays positive, as scales do.
+    """
+
+    trainable: ClassVar[tuple[str, ...]] = ("scale",)
+    takes: ClassVar = (formats.BINARY,)
+
+    @override
+    def init(self, x: Float[Array, "..."]) -> State:
+        return {"scale": calibrate.absmean(x, self.spec).scale}
+
+    @override
+    def range(self, x: Float[Array, "..."], state: State) -> Range:
+        return Range(self.spec.scale_format.round(state["scale"].astype(jnp.float32)))
+
+    @override
+    def slopes(
+        self, x: Float[Array, "..."], x_hat: Array, state: State, range_: Range
+    ) -> dict[str, Array]:
+        sign = jnp.where(x_hat < 0, np.float32(-1), np.float32(1))
+        return {"x": expand(range_.scale, x, self), "scale": sign}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,8 @@ class Method:
     Attributes:
         name: As its paper calls it.
         paper: arXiv number, or a reference.
-        use: A preset, or the dotted name of an object below `lowbit_jax`; empty where it is not
-            here.
+        use: A preset, or the dotted name of a module or object below `lowbit_jax`; empty where it
+            is not here.
         status: "here": value and gradient are held to the paper's equations by a test; "in part":
             what is missing stands in `note`; "not here yet": the reason stands there.
         note: One clause.
@@ -31,13 +31,7 @@ class Method:
 
 
 METHODS: Final[tuple[Method, ...]] = (
-    Method(
-        "BinaryConnect",
-        "1511.00363",
-        ("w1a16_bc",),
-        "in part",
-        "clipping the weights after each update is left to the optimizer",
-    ),
+    Method("BinaryConnect", "1511.00363", ("w1a16_bc", "optimizers.clip_latent")),
     Method("BNN", "1602.02830", ("w1a1_bnn",)),
     Method("XNOR-Net, BWN", "1603.05279", ("quantizers.XNOR", "w1a16_pc")),
     Method(
@@ -74,7 +68,13 @@ METHODS: Final[tuple[Method, ...]] = (
         "only",
     ),
     Method("APoT", "1909.13144", ("w5a16_apot",), "in part", "the grid, with absmax ranges"),
-    Method("INQ's powers of two", "1702.03044", ("w4a16_pow2",), "in part", "the grid only"),
+    Method(
+        "INQ",
+        "1702.03044",
+        ("w4a16_pow2", "optimizers.incremental"),
+        "in part",
+        "the largest power of two is the largest weight",
+    ),
     Method(
         "N2UQ",
         "2111.14826",
@@ -83,18 +83,37 @@ METHODS: Final[tuple[Method, ...]] = (
     ),
     Method("BitNet", "2310.11453", ("w1a8",), "in part", "the weights' mean is not subtracted"),
     Method("BitNet b1.58", "2402.17764", ("w1_58a8",)),
-    Method("OneBit", "2402.11295", status="not here yet", note="two vectors around a sign matrix"),
+    Method(
+        "OneBit",
+        "2402.11295",
+        ("w1a16_onebit", "onebit.one_bit_model"),
+        "in part",
+        "the LayerNorm behind each layer is left to the model",
+    ),
     Method("ParetoQ, 1 bit", "2502.02631", ("w1a16_elastic",)),
     Method("ParetoQ, ternary and 2 bits", "2502.02631", ("w1_58a16_stretched", "w2a16_stretched")),
     Method("ParetoQ, 3 and 4 bits", "2502.02631", ("w3a16_lsq", "w4a16_lsq")),
     Method(
         "PARQ",
         "2503.15748",
-        status="not here yet",
-        note="an optimizer's transform, which needs no layer",
+        ("optimizers.parq",),
+        "in part",
+        "levels by a quantizer's range; no least-squares search of them beyond one bit",
     ),
-    Method("LLM-QAT", "2305.17888", status="not here yet", note="needs self-generated data"),
-    Method("QLoRA", "2305.14314", ("nf4_g64",), "in part", "no double quantization, no LoRA"),
+    Method(
+        "LLM-QAT",
+        "2305.17888",
+        ("training.self_generated",),
+        "in part",
+        "keys and values are not quantized while training",
+    ),
+    Method(
+        "QLoRA",
+        "2305.14314",
+        ("nf4_g64_dq", "lora.add_lora"),
+        "in part",
+        "scales in e4m3 with one factor a matrix, not in 8 bits with one per 256",
+    ),
     Method(
         "EfficientQAT",
         "2407.11062",

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import optax
 
+from lowbit_jax.optimizers.kernels import path_name
 from lowbit_jax.training import schedule
 from lowbit_jax.training.config import OptimConfig
 
@@ -30,12 +31,6 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     if config.scale_lr != 1.0:
         parts.append(_scale_learned_scales(config.scale_lr))
     return optax.chain(*parts)
-
-
-def path_name(path: tuple[Any, ...]) -> str:
-    """`layers/0/mlp/up/kernel` from a key path through an nnx.State."""
-    keys = [key for key in path if not isinstance(key, jax.tree_util.GetAttrKey)]
-    return jax.tree_util.keystr(tuple(keys), simple=True, separator="/")
 
 
 def is_learned_scale(path: tuple[Any, ...]) -> bool:

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.extend.core import jaxprs_in_params
 
 import lowbit_jax as lb
 from lowbit_jax.generation import QuantizedKVCache, generate, quantized_cache
 from lowbit_jax.generation.quantized_cache import SPECS
-from lowbit_jax.models import Decoder, DecoderConfig, KVCache, LayerCache
+from lowbit_jax.models import AttendingCache, Decoder, DecoderConfig, KVCache, LayerCache
+from lowbit_jax.models.attention import attend, visible
 from lowbit_jax.testing import assert_same_bits
 
 FORMATS = sorted(SPECS)
@@ -71,6 +73,58 @@ def test_more_than_the_capacity():
     assert np.isnan(value).all()
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_attention_is_that_over_what_update_hands_back(name):
+    query = np.float32(np.random.default_rng(1).normal(size=(2, 6, 4, 16)))
+    key, value = np.float32(np.random.default_rng(2).normal(size=(2, 2, 6, 2, 16)))
+    cache = QuantizedKVCache(2, 9, 2, 16, jnp.float32, SPECS[name])
+    assert isinstance(cache, AttendingCache)
+
+    @jax.jit
+    def both(cache):
+        cache, other = nnx.clone(cache), nnx.clone(cache)
+        for old in (cache, other):
+            old.update(key[:, :2], value[:, :2])
+        y = cache.attend(query[:, 2:], key[:, 2:], value[:, 2:], window=3, softcap=2.0)
+        keys, values, length = other.update(key[:, 2:], value[:, 2:])
+        mask = visible(2 + jnp.arange(4), 9, 3)
+        want = attend(query[:, 2:], keys, values, mask=mask, softcap=2.0)
+        return y, want, cache.length == length
+
+    y, want, same = both(cache)
+    assert same
+    # Where the scales stand changes the last bits of scores (sums of 16 products up to 4 * 4),
+    # of weights by that, and of means of values up to 4.
+    np.testing.assert_allclose(y, want, rtol=0, atol=4 * np.finfo(np.float32).eps * 16 * 16)
+
+
+def largest_float(function, *args):
+    """Elements of the largest float array in a program, at any depth."""
+
+    def sizes(jaxpr):
+        for eqn in jaxpr.eqns:
+            floats = [v.aval for v in eqn.outvars if jnp.issubdtype(v.aval.dtype, jnp.floating)]
+            yield from (aval.size for aval in floats if eqn.primitive.name != "pjit")
+            for inner in jaxprs_in_params(eqn.params):
+                yield from sizes(inner)
+
+    return max(sizes(jax.make_jaxpr(function)(*args).jaxpr))
+
+
+@pytest.mark.parametrize("name", [*FORMATS, "kivi2"])
+def test_one_token_reads_the_cache_without_a_dense_copy(name):
+    dense = KVCache(1, 2048, 2, 32, jnp.float32)
+    cache = quantized_cache(nnx.List([dense]), name)[0]
+    query, new = jnp.ones((1, 1, 4, 32)), jnp.ones((1, 1, 2, 32))
+
+    def method(which):
+        return lambda cache, *args: getattr(nnx.clone(cache), which)(*args)
+
+    # A stretch of 256 positions, against all of them; scales are a value a head.
+    assert largest_float(method("attend"), cache, query, new, new) <= 2048 * 2 * 32 / 8
+    assert largest_float(method("update"), cache, new, new) >= 2048 * 2 * 32
+
+
 @functools.cache
 def decoder(stacked=False):
     config = DecoderConfig(
@@ -98,10 +152,21 @@ def test_generation_is_what_reading_token_by_token_gives(name):
     assert written[4:] == tokens.tolist()
 
 
+def test_stacked_layers_write_what_listed_ones_do():
+    prompt = np.array([[3, 1, 4, 1, 5]])
+    listed, stacked = (
+        np.asarray(generate(decoder(s), prompt, 6, cache_format="int4")) for s in (False, True)
+    )
+    np.testing.assert_array_equal(stacked, listed)
+    one = quantized_cache(decoder(False).init_cache(3, 8), "int4")[0]
+    all_ = quantized_cache(decoder(True).init_cache(3, 8), "int4")
+    assert all_.key.get_value().shape == (2, *one.key.get_value().shape)
+
+
 def test_what_is_not_there_is_refused():
     with pytest.raises(ValueError, match=r"no cache format 'int3'. Formats: \['float', 'int8'"):
         generate(decoder(), np.array([[1]]), 2, cache_format="int3")
-    with pytest.raises(NotImplementedError, match="Stacked layers"):
-        generate(decoder(True), np.array([[1]]), 2, cache_format="int8")
+    with pytest.raises(NotImplementedError, match="this model has a Dict"):
+        quantized_cache(nnx.Dict(), "int8")
     cache = decoder().init_cache(1, 4)
     assert quantized_cache(cache, "float") is cache

@@ -12,6 +12,8 @@ from lowbit_jax.models import (
     CNNConfig,
     Decoder,
     DecoderConfig,
+    LeNet,
+    LeNetConfig,
     MLPConfig,
     build,
     family_of,
@@ -23,6 +25,7 @@ CASES = [
     ("decoder", Decoder, DECODER),
     ("mlp", MLP, MLPConfig(3, (4, 5), 2)),
     ("cnn", CNN, CNNConfig(3, (4,), 2)),
+    ("lenet", LeNet, LeNetConfig(size=8, channels=(2,), hidden=3)),
 ]
 
 
@@ -50,13 +53,19 @@ def test_a_model_is_of_the_family_of_its_class_whatever_its_layers_are():
 
     model = nnx.eval_shape(lambda: MLP(MLPConfig(3, (4,), 2), rngs=nnx.Rngs(0)))
     model.head = nnx.Sequential(model.head)
-    assert family_of(model) == ("mlp", {"in_features": 3, "hidden": [4], "out_features": 2})
+    name, fields = family_of(model)
+    assert name == "mlp"
+    assert (fields["in_features"], fields["hidden"], fields["out_features"]) == (3, [4], 2)
 
 
 @pytest.mark.parametrize(
     ("family", "config", "message"),
     [
-        ("llama", {}, r"family 'llama'. Registered: \['cnn', 'decoder', 'mlp', 'resnet'\]"),
+        (
+            "llama",
+            {},
+            r"family 'llama'. Registered: \['cnn', 'decoder', 'lenet', 'mlp', 'resnet'\]",
+        ),
         ("mlp", {"in_feature": 3}, r"no fields \['in_feature'\]. Did you mean 'in_features'\?"),
         ("mlp", {"in_features": 3}, r"needs the fields \['hidden', 'out_features'\]"),
         (

@@ -15,9 +15,8 @@ from lowbit_jax.training.fields import nearest
 def _omniquant(options: OmniQuantConfig) -> ptq.Stage:
     equivalence = None
     if options.equivalence:
-        equivalence = ptq.Equivalence(
-            options.equivalence_lr, options.equivalence_alpha, options.equivalence_links
-        )
+        links: Any = options.equivalence_links  # checked by the stage
+        equivalence = ptq.Equivalence(options.equivalence_lr, options.equivalence_alpha, links)
     return ptq.OmniQuant(options.steps, options.batch, options.lr, equivalence)
 
 
