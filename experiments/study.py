@@ -33,9 +33,11 @@ _ALSO = flags.DEFINE_multi_string(
     "also", [], "'NAME CARD PATH=VALUE ...': one more row, a card with fields set."
 )
 _VARIANT = flags.DEFINE_string("variant", "study", "Variant of every card.")
-_LRS = flags.DEFINE_list("lrs", ["2e-3", "4e-3", "8e-3"], "Learning rates that are tried.")
+_LRS = flags.DEFINE_list(
+    "lrs", ["4e-3", "8e-3", "1.6e-2", "3.2e-2"], "Learning rates that are tried."
+)
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the final runs.")
-_TUNE_SHARE = flags.DEFINE_float("tune_share", 0.25, "Length of a tuning run, as a share.")
+_TUNE_SHARE = flags.DEFINE_float("tune_share", 0.15, "Length of a tuning run, as a share.")
 _SET = flags.DEFINE_multi_string("set", [], "PATH=VALUE: sets a field of every config.")
 _OUT = flags.DEFINE_string("out", "runs/study", "Folder of all runs and of study.md.")
 
