@@ -68,13 +68,18 @@ inline constexpr int64_t kAhead = 56;
 // f(0) .. f(kCount - 1), each with its number as a constant: accumulators that a loop would index
 // stay in memory where the compiler unrolls that loop too late, and then cost twice the products.
 // Where a vector is itself a loop over lanes, code of that size would take minutes to compile.
+#ifdef LOWBIT_ROLLED  // for emulated vectors
+inline constexpr bool kRolled = true;
+#else
+inline constexpr bool kRolled = false;
+#endif
 template <class F, int... kNumbers>
 inline __attribute__((always_inline)) void EachOf(F f, std::integer_sequence<int, kNumbers...>) {
   (f(std::integral_constant<int, kNumbers>{}), ...);
 }
 template <class V, int kCount, class F>
 inline __attribute__((always_inline)) void Each(F f) {
-  if constexpr (V::kHardware) {
+  if constexpr (V::kHardware && !kRolled) {
     EachOf(f, std::make_integer_sequence<int, kCount>{});
   } else {
     for (int i = 0; i < kCount; ++i) f(i);

@@ -52,7 +52,8 @@ def test_avx512_emulated(tmp_path):
     if not Path("/usr/include/simde").exists():
         pytest.skip("SIMDe is not installed")
     macros = [f"-D__AVX512{name}__" for name in AVX512]
-    flags = ["-O1", f"-I{HERE / 'emulated'}", *macros]
+    # Unrolled, emulated vectors would take half an hour to compile.
+    flags = ["-O1", f"-I{HERE / 'emulated'}", "-DLOWBIT_ROLLED", *macros]
     agree(tmp_path, "g++", "avx512.cc", "Avx512", flags)
 
 
