@@ -19,7 +19,13 @@ from pathlib import Path
 HERE = Path(__file__).parent
 LIBRARY = HERE / "liblowbit_cpu.so"
 FLAGS = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra")
-SANITIZE = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+SANITIZE = (
+    "-g",
+    "-O1",
+    "-DLOWBIT_ROLLED",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=undefined",
+)
 # By machine; a source without an entry is compiled for the architecture's baseline.
 INSTRUCTION_SETS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {
