@@ -33,16 +33,6 @@ from lowbit_jax.reporting.report import markdown_table
 from lowbit_jax.training import workdir
 from lowbit_jax.training.classifier import Epoch, error, train_classifier
 
-_DATA = flags.DEFINE_string("data", None, "PATH.npz or hf:NAME.", required=True)
-_ROWS = flags.DEFINE_list("rows", [], "Names of rows; none: all.")
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of every row.")
-_EPOCHS = flags.DEFINE_integer("epochs", 0, "Epochs of every run; 0: those of its row.")
-_CONVOLUTION = flags.DEFINE_enum(
-    "convolution", "patches", ["patches", "xla"], "How LeNet computes its convolutions."
-)
-_SMOKE = flags.DEFINE_bool("smoke", False, "One epoch on a few hundred images.")
-_OUT = flags.DEFINE_string("out", "runs/mnist", "Folder of all runs and of mnist.md.")
-
 
 def table(rows: Sequence[Row], data: ImageData, out: Path, seeds: Sequence[int]) -> str:
     """Runs what is missing and returns the table as Markdown.
@@ -260,12 +250,21 @@ def chosen(names: Sequence[str], *, epochs: int, convolution: str) -> list[Row]:
 def main(argv: Sequence[str]) -> None:
     """Runs the rows that the flags name."""
     del argv
-    rows = chosen(_ROWS.value, epochs=_EPOCHS.value, convolution=_CONVOLUTION.value)
-    data = load_images(_DATA.value)
-    if _SMOKE.value:
+    rows = chosen(flags.FLAGS.rows, epochs=flags.FLAGS.epochs, convolution=flags.FLAGS.convolution)
+    data = load_images(flags.FLAGS.data)
+    if flags.FLAGS.smoke:
         rows, data = [smoke(row) for row in rows], few(data)
-    print(table(rows, data, Path(_OUT.value), [int(seed) for seed in _SEEDS.value]))
+    print(table(rows, data, Path(flags.FLAGS.out), [int(seed) for seed in flags.FLAGS.seeds]))
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("data", None, "PATH.npz or hf:NAME.", required=True)
+    flags.DEFINE_list("rows", [], "Names of rows; none: all.")
+    flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of every row.")
+    flags.DEFINE_integer("epochs", 0, "Epochs of every run; 0: those of its row.")
+    flags.DEFINE_enum(
+        "convolution", "patches", ["patches", "xla"], "How LeNet computes its convolutions."
+    )
+    flags.DEFINE_bool("smoke", False, "One epoch on a few hundred images.")
+    flags.DEFINE_string("out", "runs/mnist", "Folder of all runs and of mnist.md.")
     runtime.run(main)

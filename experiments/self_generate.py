@@ -20,32 +20,18 @@ from experiments import runtime
 from lowbit_jax.training.runs import load_checkpoint
 from lowbit_jax.training.self_generated import generated_documents
 
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "The teacher: a float run's folder, or a checkpoint.", required=True
-)
-_OUT = flags.DEFINE_string("out", None, "The text file to write; it must be new.", required=True)
-_DOCUMENTS = flags.DEFINE_integer("documents", 1000, "How many.", lower_bound=1)
-_LENGTH = flags.DEFINE_integer(
-    "length", 0, "Tokens of each; 0: the model's whole context.", lower_bound=0
-)
-_GREEDY = flags.DEFINE_integer(
-    "greedy", 4, "The most likely tokens that follow the random first one.", lower_bound=1
-)
-_BATCH = flags.DEFINE_integer("batch", 32, "Documents written at once.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the first tokens and of the drawing.")
-
 
 def main(argv: Sequence[str]) -> None:
     """Generates."""
     del argv
     write(
-        _CHECKPOINT.value,
-        Path(_OUT.value),
-        documents=_DOCUMENTS.value,
-        length=_LENGTH.value,
-        greedy=_GREEDY.value,
-        batch=_BATCH.value,
-        seed=_SEED.value,
+        flags.FLAGS.checkpoint,
+        Path(flags.FLAGS.out),
+        documents=flags.FLAGS.documents,
+        length=flags.FLAGS.length,
+        greedy=flags.FLAGS.greedy,
+        batch=flags.FLAGS.batch,
+        seed=flags.FLAGS.seed,
     )
 
 
@@ -81,4 +67,17 @@ def write(
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string(
+        "checkpoint", None, "The teacher: a float run's folder, or a checkpoint.", required=True
+    )
+    flags.DEFINE_string("out", None, "The text file to write; it must be new.", required=True)
+    flags.DEFINE_integer("documents", 1000, "How many.", lower_bound=1)
+    flags.DEFINE_integer(
+        "length", 0, "Tokens of each; 0: the model's whole context.", lower_bound=0
+    )
+    flags.DEFINE_integer(
+        "greedy", 4, "The most likely tokens that follow the random first one.", lower_bound=1
+    )
+    flags.DEFINE_integer("batch", 32, "Documents written at once.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "Of the first tokens and of the drawing.")
     runtime.run(main)

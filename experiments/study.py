@@ -88,52 +88,45 @@ def run(config: TrainConfig, workdir: Path) -> dict[str, Any]:
 def table(
     configs: dict[str, TrainConfig], out: Path, best: dict[str, float], seeds: Iterable[int]
 ) -> str:
-    """Bits per byte of every config over its finished seeds, and the gap to the first config."""
-    rows, baseline = [], None
+    """Bits per byte of every config over its finished seeds, and the gap to the first config.
+
+    The gap is taken seed by seed, since runs of one seed share data and initialization and move
+    together; its spread is that of these differences.
+    """
+    seeds = list(seeds)
+    rows, baseline = [], {}
     for name, config in configs.items():
-        files = [out / f"{name}-seed{seed}" / "summary.json" for seed in seeds]
-        summaries = [json.loads(file.read_text()) for file in files if file.exists()]
+        files = {seed: out / f"{name}-seed{seed}" / "summary.json" for seed in seeds}
+        summaries = {s: json.loads(file.read_text()) for s, file in files.items() if file.exists()}
         if not summaries:
             continue
-        values = [summary["packed"]["bits_per_byte"] for summary in summaries]
-        mean = statistics.mean(values)
-        spread = statistics.stdev(values) if len(values) > 1 else float("nan")
-        baseline = mean if baseline is None else baseline
+        values = {seed: each["packed"]["bits_per_byte"] for seed, each in summaries.items()}
+        baseline = baseline or values
+        gaps = [value - baseline[seed] for seed, value in values.items() if seed in baseline]
+        first = next(iter(summaries.values()))
         rows.append(
             (
                 name,
                 config.recipe or "float",
-                f"{summaries[0]['packed']['bits_per_weight']:.2f}",
-                f"{summaries[0]['tokens'] / 1e6:.1f} M",
+                f"{first['packed']['bits_per_weight']:.2f}",
+                f"{first['tokens'] / 1e6:.1f} M",
                 f"{best[name]:g}",
-                f"{mean:.4f}",
-                f"{spread:.4f}",
+                f"{statistics.mean(values.values()):.4f}",
+                f"{_spread([*values.values()]):.4f}",
                 str(len(values)),
-                f"{mean - baseline:+.4f}",
+                f"{statistics.mean(gaps):+.4f}" if gaps else "",
+                f"{_spread(gaps):.4f}",
             )
         )
     header = (
         "config", "recipe", "bits per weight", "tokens", "lr", "bits/byte (mean)",
-        "spread (standard deviation)", "seeds", "gap to the first",
+        "spread (standard deviation)", "seeds", "gap to the first", "spread of the gap",
     )  # fmt: skip
     return "\n".join(markdown_table(header, rows)) + "\n"
 
 
-def assignments(items: Iterable[str]) -> dict[str, Any]:
-    """`["optim.lr=0.1"]` as `{"optim.lr": 0.1}`.
-
-    Raises: ValueError: No `=`, or a value that is not JSON.
-    """
-    found = {}
-    for item in items:
-        path, _, value = item.partition("=")
-        try:
-            found[path] = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{item!r}: must be PATH=VALUE with the value as JSON (a string in double quotes)"
-            ) from error
-    return found
+def _spread(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else float("nan")
 
 
 def configs(

@@ -14,7 +14,7 @@ class Interrupted(Exception):
     def __init__(self, number: int, where: str, folder: Path):
         self.exit_code = 128 + number
         super().__init__(
-            f"stopped by {signals.Signals(number).name} {where}, whose state is in {folder}. Run "
+            f"stopped by {signals.Signals(number).name} {where}; its state is in {folder}. Run "
             "the same command again to go on from there."
         )
 
