@@ -94,7 +94,8 @@ def table(
     together; its spread is that of these differences.
     """
     seeds = list(seeds)
-    rows, baseline = [], {}
+    rows: list[tuple[str, ...]] = []
+    baseline: dict[int, float] = {}
     for name, config in configs.items():
         files = {seed: out / f"{name}-seed{seed}" / "summary.json" for seed in seeds}
         summaries = {s: json.loads(file.read_text()) for s, file in files.items() if file.exists()}
