@@ -69,7 +69,17 @@ def affine_codes(
     return jnp.clip(levels, 0.0, np.float32(2**bits - 1)).astype(jnp.uint8), scale, low
 
 
-class KeyCodes(nnx.Module):
+class _Codes(nnx.Module):
+    """What is packed, in variables of the kind `nnx.Cache`."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of words, scales and minima."""
+        leaves = jax.tree.leaves(nnx.state(self, nnx.Cache))
+        return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+
+class KeyCodes(_Codes):
     """Packed keys: groups of positions of one channel. `packed_attention.Rows`.
 
     Attributes:
@@ -89,11 +99,6 @@ class KeyCodes(nnx.Module):
     def unit(self) -> int:
         """Positions of whole groups and whole words."""
         return int(np.lcm(self.spec.group, 32 // self.spec.bits))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of words, scales and minima."""
-        return _nbytes(self)
 
     def decode(
         self, start: Int32[Array, ""] | int, count: int
@@ -145,7 +150,7 @@ class KeyCodes(nnx.Module):
             held[...] = split.at[:, index].set(new, mode="drop").reshape(held.shape)
 
 
-class ValueCodes(nnx.Module):
+class ValueCodes(_Codes):
     """Packed values: groups of channels of one position. `packed_attention.Rows`.
 
     Attributes:
@@ -173,11 +178,6 @@ class ValueCodes(nnx.Module):
     def unit(self) -> int:
         """A position stands alone."""
         return 1
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of words, scales and minima."""
-        return _nbytes(self)
 
     def decode(
         self, start: Int32[Array, ""] | int, count: int
@@ -207,8 +207,3 @@ class ValueCodes(nnx.Module):
 def rows(array: Array, start: Any, count: int) -> Array:
     """`count` positions from `start` on, along the second axis."""
     return jax.lax.dynamic_slice_in_dim(array, start, count, axis=1)
-
-
-def _nbytes(codes: nnx.Module) -> int:
-    leaves = jax.tree.leaves(nnx.state(codes, nnx.Cache))
-    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)

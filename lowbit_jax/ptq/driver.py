@@ -27,7 +27,7 @@ from lowbit_jax.ptq.outside import quantize_outside
 from lowbit_jax.ptq.plan import make_plan
 from lowbit_jax.ptq.report import Event, Report, Reporter, peak_memory_bytes
 from lowbit_jax.ptq.stage import BlockWork, ModelWork, Stage
-from lowbit_jax.ptq.unfinished import Unfinished
+from lowbit_jax.ptq.unfinished import Unfinished, never
 from lowbit_jax.recipe import Recipe
 from lowbit_jax.walk import layers, rebuilt
 
@@ -51,7 +51,7 @@ def run(
     memory_limit: int | None = None,
     keep_transformed: bool = False,
     on_event: Callable[[Event], None] | None = None,
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[], bool] = never,
 ) -> tuple[nnx.Module, Report]:
     """Quantizes a trained model without retraining it.
 

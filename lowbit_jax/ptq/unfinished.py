@@ -21,7 +21,8 @@ class Stopped(Exception):
     """The run was asked to stop, and did; what it had finished is on disk."""
 
 
-def _never() -> bool:
+def never() -> bool:
+    """The request that does not come."""
     return False
 
 
@@ -37,7 +38,7 @@ class Unfinished:
     """
 
     folder: Path | None = None
-    stop: Callable[[], bool] = _never
+    stop: Callable[[], bool] = never
     every: float = 60.0
     tag: str = ""
 

@@ -8,31 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lowbit_jax import calibrate, formats
+from lowbit_jax import formats
 from lowbit_jax.blocks import BlockView, divided
 from lowbit_jax.grid import Range
 from lowbit_jax.quantizers.base import State
 from lowbit_jax.quantizers.reshaped import Reshaped, expand
+from lowbit_jax.quantizers.signs import LearnedMagnitude
 
 
 @dataclasses.dataclass(frozen=True)
-class ElasticBinary(Reshaped):
+class ElasticBinary(LearnedMagnitude):
     """alpha * sign(w) with a learned alpha, ParetoQ's 1-bit weights (arXiv:2502.02631).
 
     alpha starts at mean |w|. With the sign straight-through inside the range, the derivative by w
     is 1[|w| < alpha] and that by alpha is sign(w), scaled by LSQ's 1 / sqrt(n) (Q_P = 1).
     """
-
-    trainable: ClassVar[tuple[str, ...]] = ("scale",)
-    takes: ClassVar = (formats.BINARY,)
-
-    @override
-    def init(self, x: Float[Array, "..."]) -> State:
-        return {"scale": calibrate.absmean(x, self.spec).scale}
-
-    @override
-    def range(self, x: Float[Array, "..."], state: State) -> Range:
-        return Range(self.spec.scale_format.round(state["scale"].astype(jnp.float32)))
 
     @override
     def slopes(

@@ -78,13 +78,8 @@ class XNOR(Reshaped):
 
 
 @dataclasses.dataclass(frozen=True)
-class OneBit(Reshaped):
-    """sign(w) * h with a learned h, the output's value vector of OneBit (arXiv:2402.11295, Eq. 3).
-
-    The derivatives are those of the product: by h sign(w), by the sign matrix h, which is passed on
-    to w straight-through. h starts at mean |w|; `onebit.one_bit_model` starts it, and the input's
-    value vector, from the paper's decomposition. Deviation: h stays positive, as scales do.
-    """
+class LearnedMagnitude(Reshaped):
+    """sign(w) times a learned magnitude that starts at mean |w|; methods differ in derivatives."""
 
     trainable: ClassVar[tuple[str, ...]] = ("scale",)
     takes: ClassVar = (formats.BINARY,)
@@ -96,6 +91,16 @@ class OneBit(Reshaped):
     @override
     def range(self, x: Float[Array, "..."], state: State) -> Range:
         return Range(self.spec.scale_format.round(state["scale"].astype(jnp.float32)))
+
+
+@dataclasses.dataclass(frozen=True)
+class OneBit(LearnedMagnitude):
+    """sign(w) * h with a learned h, the output's value vector of OneBit (arXiv:2402.11295, Eq. 3).
+
+    The derivatives are those of the product: by h sign(w), by the sign matrix h, which is passed on
+    to w straight-through. h starts at mean |w|; `onebit.one_bit_model` starts it, and the input's
+    value vector, from the paper's decomposition. Deviation: h stays positive, as scales do.
+    """
 
     @override
     def slopes(

@@ -45,7 +45,7 @@ class Equivalence(ModuleVariable):
     folded into the norm's scale or the layer's columns, and the rows of the kernels behind it are
     multiplied by s, all before they are quantized, in ranges that follow them. s starts as
     SmoothQuant's, max|x|^alpha / max|w|^(1 - alpha). The shift delta of the paper needs a norm with
-    a bias and is left out, and so is the scale between queries and keys (Eq. 5).
+    a bias and is left out, and so is the scale between queries and keys.
 
     Attributes:
         lr: Of log s.
@@ -82,7 +82,7 @@ class Equivalence(ModuleVariable):
                     'scale is folded into the columns of one. Use links="norms".'
                 )
         firsts = [link.targets[0] for link in links]
-        zeros = {path: jnp.zeros(row_magnitudes(work.layer(path)).shape) for path in firsts}
+        zeros = {path: jnp.zeros_like(row_magnitudes(work.layer(path))) for path in firsts}
         largest = fold(work.working, work.chain_hat, firsts, _largest, zeros)
         return {
             link.source: {
