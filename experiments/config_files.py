@@ -1,18 +1,20 @@
-"""Finds what `--config NAME.py[:variant]` means, before ml_collections reads it.
+"""Finds what `--config NAME.py[:variant]` means, before ml_collections reads it; rows of studies.
 
 ml_collections' own parser takes a missing file for an empty config, and says of a wrong variant or
 field only that it is wrong; here each is a message that lists what there is.
 """
 
 import importlib.util
+import json
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import configs
 from lowbit_jax.training.config import TrainConfig
-from lowbit_jax.training.fields import check_field, nearest
+from lowbit_jax.training.fields import check_field, flatten, nearest
 
 
 def available() -> list[str]:
@@ -75,6 +77,48 @@ def resolve(argv: Sequence[str], flag: str = "config", kind: type[Any] = TrainCo
     path = find_file(name)
     argv[index] = f"--{flag}={path}:{variant}" if variant else f"--{flag}={path}"
     return argv
+
+
+def rows(
+    cards: Sequence[str], also: Sequence[str], variant: str, changes: Sequence[str]
+) -> dict[str, Any]:
+    """The rows of the table: every card, then those of `also`, as the flags write them.
+
+    Args:
+        cards: Files of configs.
+        also: `NAME CARD PATH=VALUE ...` each.
+        variant: Of every card.
+        changes: `PATH=VALUE` each, for all rows.
+
+    Raises: ValueError: An item of another form, an unknown field, a value of another type.
+    """
+    found = {Path(card).stem: (card, [*changes]) for card in cards}
+    for item in also:
+        name, card, *fields = [*shlex.split(item), "", ""]
+        if not card or name in found:
+            raise ValueError(f"--also {item!r}: must start with a new NAME and a CARD.")
+        found[name] = (card, [*changes, *filter(None, fields)])
+    return {name: assigned(load(card, variant), fields) for name, (card, fields) in found.items()}
+
+
+def assigned(config: Any, items: Iterable[str]) -> Any:
+    """A config with `PATH=VALUE` set, each value read as its field's type.
+
+    Raises: ValueError: No `=`, an unknown field, or a value of another type.
+    """
+    for item in items:
+        path, equals, text = item.partition("=")
+        if not equals:
+            raise ValueError(f"{item!r} is not of the form PATH=VALUE.")
+        before = flatten(config).get(path, "")  # `replace` refuses an unknown one
+        try:
+            value = text if isinstance(before, str) else json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        if type(value) is not type(before) and (type(before), type(value)) != (float, int):
+            raise ValueError(f"{item!r}: {path} is a {type(before).__name__}, as {before!r}.")
+        config = config.replace({path: value})
+    return config
 
 
 def _of_kind(kind: type[Any]) -> list[str]:

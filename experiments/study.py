@@ -10,7 +10,6 @@ that are finished.
 """
 
 import json
-import shlex
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,25 +20,7 @@ from absl import flags
 from experiments import config_files, runtime
 from lowbit_jax.reporting.report import markdown_table
 from lowbit_jax.training.config import TrainConfig
-from lowbit_jax.training.fields import flatten
 from lowbit_jax.training.loop import train
-
-_CONFIGS = flags.DEFINE_list(
-    "configs",
-    ["float.py", "qat_binary.py", "qat_ternary.py", "qat_int4.py", "qat_fp4.py"],
-    "Cards.",
-)
-_ALSO = flags.DEFINE_multi_string(
-    "also", [], "'NAME CARD PATH=VALUE ...': one more row, a card with fields set."
-)
-_VARIANT = flags.DEFINE_string("variant", "study", "Variant of every card.")
-_LRS = flags.DEFINE_list(
-    "lrs", ["4e-3", "8e-3", "1.6e-2", "3.2e-2"], "Learning rates that are tried."
-)
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the final runs.")
-_TUNE_SHARE = flags.DEFINE_float("tune_share", 0.15, "Length of a tuning run, as a share.")
-_SET = flags.DEFINE_multi_string("set", [], "PATH=VALUE: sets a field of every config.")
-_OUT = flags.DEFINE_string("out", "runs/study", "Folder of all runs and of study.md.")
 
 
 def study(
@@ -130,60 +111,30 @@ def _spread(values: Sequence[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else float("nan")
 
 
-def configs(
-    cards: Sequence[str], also: Sequence[str], variant: str, changes: Sequence[str]
-) -> dict[str, TrainConfig]:
-    """The rows of the table: every card, then those of `also`, as the flags write them.
-
-    Args:
-        cards: Files of configs.
-        also: `NAME CARD PATH=VALUE ...` each.
-        variant: Of every card.
-        changes: `PATH=VALUE` each, for all rows.
-
-    Raises: ValueError: An item of another form, an unknown field, a value of another type.
-    """
-    rows = {Path(card).stem: (card, [*changes]) for card in cards}
-    for item in also:
-        name, card, *fields = [*shlex.split(item), "", ""]
-        if not card or name in rows:
-            raise ValueError(f"--also {item!r}: must start with a new NAME and a CARD.")
-        rows[name] = (card, [*changes, *filter(None, fields)])
-    return {
-        name: assigned(config_files.load(card, variant), fields)
-        for name, (card, fields) in rows.items()
-    }
-
-
-def assigned(config: TrainConfig, items: Iterable[str]) -> TrainConfig:
-    """A config with `PATH=VALUE` set, each value read as its field's type.
-
-    Raises: ValueError: No `=`, an unknown field, or a value of another type.
-    """
-    for item in items:
-        path, equals, text = item.partition("=")
-        if not equals:
-            raise ValueError(f"{item!r} is not of the form PATH=VALUE.")
-        before = flatten(config).get(path, "")  # `replace` refuses an unknown one
-        try:
-            value = text if isinstance(before, str) else json.loads(text)
-        except json.JSONDecodeError:
-            value = text
-        if type(value) is not type(before) and (type(before), type(value)) != (float, int):
-            raise ValueError(f"{item!r}: {path} is a {type(before).__name__}, as {before!r}.")
-        config = config.replace({path: value})
-    return config
-
-
 def main(argv: Sequence[str]) -> None:
     """Runs the study that the flags describe."""
     del argv
-    cards = configs(_CONFIGS.value, _ALSO.value, _VARIANT.value, _SET.value)
-    out = Path(_OUT.value)
+    asked = flags.FLAGS
+    cards = config_files.rows(asked.configs, asked.also, asked.variant, asked.set)
+    out = Path(asked.out)
     out.mkdir(parents=True, exist_ok=True)
-    lrs, seeds = [float(lr) for lr in _LRS.value], [int(seed) for seed in _SEEDS.value]
-    print(study(cards, out, lrs=lrs, seeds=seeds, tune_share=_TUNE_SHARE.value))
+    lrs, seeds = [float(lr) for lr in asked.lrs], [int(seed) for seed in asked.seeds]
+    print(study(cards, out, lrs=lrs, seeds=seeds, tune_share=asked.tune_share))
 
 
 if __name__ == "__main__":
+    flags.DEFINE_list(
+        "configs",
+        ["float.py", "qat_binary.py", "qat_ternary.py", "qat_int4.py", "qat_fp4.py"],
+        "Cards.",
+    )
+    flags.DEFINE_multi_string(
+        "also", [], "'NAME CARD PATH=VALUE ...': one more row, a card with fields set."
+    )
+    flags.DEFINE_string("variant", "study", "Variant of every card.")
+    flags.DEFINE_list("lrs", ["4e-3", "8e-3", "1.6e-2", "3.2e-2"], "Learning rates that are tried.")
+    flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the final runs.")
+    flags.DEFINE_float("tune_share", 0.15, "Length of a tuning run, as a share.")
+    flags.DEFINE_multi_string("set", [], "PATH=VALUE: sets a field of every config.")
+    flags.DEFINE_string("out", "runs/study", "Folder of all runs and of study.md.")
     runtime.run(main)

@@ -31,12 +31,15 @@ class Divergence:
     ppl: exp(nll).
     kl: Mean KL(first model || this one), in nats per token; 0 for the first.
     tokens: Tokens predicted.
+    increase_se: Standard error of nll minus that of the first model, taken row by row: how far the
+        increase would move on other text of the same kind. NaN with a single row.
     """
 
     nll: float
     ppl: float
     kl: float
     tokens: int
+    increase_se: float
 
 
 def divergences(
@@ -87,9 +90,35 @@ def divergences(
         name: (math.fsum(nll[name]) / total, max(0.0, math.fsum(kl[name]) / total))
         for name in models
     }
+    first = next(iter(nll.values()))
+    counts = [int(count) for _, mask in batches for count in mask.sum(axis=1)]
     return {
-        name: Divergence(n, math.exp(min(n, 700.0)), k, total) for name, (n, k) in means.items()
+        name: Divergence(
+            n, math.exp(min(n, 700.0)), k, total, increase_se(nll[name], first, counts)
+        )
+        for name, (n, k) in means.items()
     }
+
+
+def increase_se(nll: Sequence[float], first: Sequence[float], counts: Sequence[int]) -> float:
+    """Standard error of the mean increase of a loss over another model's, from paired rows.
+
+    The mean is a ratio of sums, over rows of unequal length, so the error is that of a ratio
+    (Cochran, Sampling Techniques, 3rd edition, chapter 6).
+
+    Args:
+        nll: Loss of each row, summed over its tokens.
+        first: Of the other model, for the same rows.
+        counts: Tokens of each row; rows without any are left out.
+    """
+    used = np.asarray(counts, np.float64) > 0
+    tokens = np.asarray(counts, np.float64)[used]
+    differences = (np.asarray(nll, np.float64) - np.asarray(first, np.float64))[used]
+    if len(tokens) < 2:
+        return math.nan
+    residuals = differences - differences.sum() / tokens.sum() * tokens
+    variance = (residuals**2).sum() * len(tokens) / (len(tokens) - 1)
+    return float(np.sqrt(variance) / tokens.sum())
 
 
 def batches_of(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lowbit_jax.evaluation.divergence import check_vocabulary, divergences
+from lowbit_jax.evaluation.divergence import check_vocabulary, divergences, increase_se
 
 
 class Bigram(nnx.Module):
@@ -68,3 +68,28 @@ def test_wrong_text_and_wrong_models_are_named(batch):
     broken = Bigram(jnp.full((5, 5), jnp.nan))
     with pytest.raises(FloatingPointError, match=r"broken: its logits are not finite .* batch 0"):
         divergences({"a": bigram(0), "broken": broken}, [batch])
+
+
+def test_the_error_of_an_increase_is_that_of_paired_rows():
+    rng = np.random.default_rng(0)
+    first, noise = rng.normal(50, 20, 40), rng.normal(1, 0.1, 40)
+    # Rows of one length: the standard error of a mean, whatever the rows have in common.
+    expected = np.std(noise, ddof=1) / np.sqrt(40) / 16
+    assert increase_se(first + noise, first, [16] * 40) == pytest.approx(expected, rel=1e-9)
+    # An increase in proportion to the length of a row leaves no doubt about the mean.
+    counts = rng.integers(1, 30, 40)
+    assert increase_se(first + 0.25 * counts, first, counts) == pytest.approx(0, abs=1e-12)
+    # Rows that only fill a batch count for nothing.
+    filled = increase_se([*(first + noise), 0.0], [*first, 0.0], [16] * 40 + [0])
+    assert filled == pytest.approx(expected, rel=1e-9)
+    assert np.isnan(increase_se([1.0], [2.0], [3]))
+
+
+def test_rows_of_unequal_length_spread_as_when_drawn_anew():
+    rng = np.random.default_rng(1)
+    counts = rng.integers(1, 200, 400)
+    increase = counts * rng.normal(0.1, 0.05, 400) + rng.normal(0, 1, 400)
+    draws = rng.integers(0, 400, (4000, 400))
+    bootstrap = np.std(increase[draws].sum(1) / counts[draws].sum(1))
+    # 4,000 draws know a deviation to 1 / sqrt(8000); both estimates are biased by O(1 / 400).
+    assert increase_se(increase, np.zeros(400), counts) == pytest.approx(bootstrap, rel=0.05)

@@ -74,3 +74,28 @@ def test_entry_points_are_short():
         source = Path(spec.origin).read_text()
         body = source[source.index("def main(") :].split("\n\n\n")[0]
         assert len(body.splitlines()) <= 40
+
+
+def test_more_rows_are_cards_with_fields_of_their_own():
+    also = "slow qat_ternary.py optim.lr=1 'recipe=.*/down=w8a8; .*=w1_58a16' model.tied=true"
+    cards = config_files.rows(["float.py"], [also], "study", ["steps=7"])
+    assert list(cards) == ["float", "slow"]
+    assert (cards["slow"].optim.lr, cards["slow"].model.tied) == (1, True)
+    assert cards["slow"].recipe == ".*/down=w8a8; .*=w1_58a16"
+    assert cards["float"].steps == cards["slow"].steps == 7
+
+
+@pytest.mark.parametrize(
+    ("also", "message"),
+    [
+        ("slow", "new NAME"),
+        ("float float.py", "new NAME"),
+        ("slow float.py steps", "form PATH=VALUE"),
+        ("slow float.py steps=many", "steps is a int, as 9800"),
+        ("slow float.py model.tied=1", "model.tied is a bool, as False"),
+        ("slow float.py optim.momentum=0.9", "momentum"),
+    ],
+)
+def test_a_row_that_means_nothing_is_refused(also, message):
+    with pytest.raises(ValueError, match=message):
+        config_files.rows(["float.py"], [also], "study", [])

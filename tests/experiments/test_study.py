@@ -66,28 +66,3 @@ def test_a_single_learning_rate_is_taken_untried(trained, tmp_path):
     text = module.study(_configs(), tmp_path, lrs=[2e-3], seeds=[0], tune_share=0.25)
     assert [(name, lr) for name, lr, _, _ in trained] == [("float", 2e-3), ("low", 2e-3)]
     assert "| 0.002 |" in text
-
-
-def test_more_rows_are_cards_with_fields_of_their_own():
-    also = "slow qat_ternary.py optim.lr=1 'recipe=.*/down=w8a8; .*=w1_58a16' model.tied=true"
-    cards = module.configs(["float.py"], [also], "study", ["steps=7"])
-    assert list(cards) == ["float", "slow"]
-    assert (cards["slow"].optim.lr, cards["slow"].model.tied) == (1, True)
-    assert cards["slow"].recipe == ".*/down=w8a8; .*=w1_58a16"
-    assert cards["float"].steps == cards["slow"].steps == 7
-
-
-@pytest.mark.parametrize(
-    ("also", "message"),
-    [
-        ("slow", "new NAME"),
-        ("float float.py", "new NAME"),
-        ("slow float.py steps", "form PATH=VALUE"),
-        ("slow float.py steps=many", "steps is a int, as 9800"),
-        ("slow float.py model.tied=1", "model.tied is a bool, as False"),
-        ("slow float.py optim.momentum=0.9", "momentum"),
-    ],
-)
-def test_a_row_that_means_nothing_is_refused(also, message):
-    with pytest.raises(ValueError, match=message):
-        module.configs(["float.py"], [also], "study", [])

@@ -3,6 +3,7 @@
 Float, behind the transforms, fake-quantized, and packed: the loss at each tells where it was lost.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -160,4 +161,7 @@ def _evaluate(
 
 
 def _figures(result: Divergence) -> dict[str, float]:
-    return {"nll": result.nll, "ppl": result.ppl, "kl": result.kl}
+    figures = {"nll": result.nll, "ppl": result.ppl, "kl": result.kl}
+    # JSON has no NaN, which is the error with a single row.
+    known = math.isfinite(result.increase_se)
+    return figures | ({"increase_se": result.increase_se} if known else {})
