@@ -4,6 +4,7 @@
 |---|---|---|
 | w{2,3,4,8}a16, _g32 _g64 _g128, _asym | absmax integers, per channel or group | float |
 | w8a8, w4a8, w4a4 | absmax integers per channel | narrow integers per token |
+| w8a8_fp8, w4a8_fp8 | fp8 e4m3, absmax integers, per channel | fp8 e4m3 per token |
 | w4a4_clip | absmax integers per channel | the same, clipped to 0.9 of the largest (QuaRot) |
 | w4a16_lsq, w3a16_lsq, w2a16_lsq, _g32 .. | learned scales (LSQ) per channel or group | float |
 | w1_58a16, w1_58a8, _pc | ternary, absmean per tensor or channel (BitNet) | float, int8 per token |
@@ -73,6 +74,7 @@ _GRANULARITIES: Final[dict[str, Granularity]] = {
     "_g64": PerGroup(64),
     "_g128": PerGroup(128),
 }
+_A8_FP8: Final = Absmax(QuantSpec(format=formats.FP8_E4M3, granularity=PerToken()))
 _A8: Final = Absmax(QuantSpec(format=formats.INT8_NARROW, granularity=PerToken()))
 _A4: Final = Absmax(QuantSpec(format=formats.INT4_NARROW, granularity=PerToken()))
 _A4_CLIPPED: Final = dataclasses.replace(_A4, share=0.9)
@@ -164,6 +166,8 @@ def _floats() -> Iterator[tuple[str, LayerScheme]]:
         activations = Absmax(QuantSpec(format=fmt, granularity=PerToken(32), scale_format=E8M0))
         yield f"{name}a16", LayerScheme(weight=weight)
         yield name, LayerScheme(weight=weight, input=activations)
+    for name, fmt in (("w8a8_fp8", formats.FP8_E4M3), ("w4a8_fp8", formats.INT4)):
+        yield name, LayerScheme(weight=Absmax(QuantSpec(format=fmt)), input=_A8_FP8)
     nf4 = QuantSpec(format=formats.NF4, granularity=PerGroup(64))
     yield "nf4_g64", LayerScheme(weight=Absmax(nf4))
     double = dataclasses.replace(nf4, scale_format=E4M3)
