@@ -2,7 +2,8 @@
 
     uv run python -m experiments.quantize --config ptq_smoothquant.py
 
-Int8 weights per channel and activations per token, rounded to nearest. By a field:
+Int8 weights per channel and activations per token, both in narrow ranges as the authors have them,
+rounded to nearest. By a field:
 --config.smoothquant.alpha=0.75; --config.pipeline=smoothquant,gptq --config.scheme=w4a8; outlier
 suppression instead: --config.pipeline=outlier_suppression,rtn (arXiv:2304.09145).
 
@@ -16,5 +17,7 @@ from lowbit_jax.ptq.job.config import QuantizeConfig
 
 def get_config(variant: str = "") -> QuantizeConfig:
     """The card; `variant` is "" or "smoke"."""
-    config = QuantizeConfig(name="ptq_smoothquant", pipeline="smoothquant,rtn", scheme="w8a8")
+    config = QuantizeConfig(
+        name="ptq_smoothquant", pipeline="smoothquant,rtn", scheme="w8a8_narrow"
+    )
     return config.variant(variant)

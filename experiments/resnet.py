@@ -30,6 +30,7 @@ _IMAGES = flags.DEFINE_string("images", None, "npz with uint8 images.", required
 _CALIBRATION = flags.DEFINE_integer("calibration", 1024, "Images to calibrate on.", lower_bound=64)
 _STEPS = flags.DEFINE_integer("steps", 1000, "Steps of every reconstruction.", lower_bound=1)
 _SCHEMES = flags.DEFINE_list("schemes", ["w4a16", "w3a16", "w2a16", "w4a4"], "Presets.")
+_METHODS = flags.DEFINE_list("methods", [], "Some of the table's rows; default: all.")
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Of the reconstructions.")
 _OUT = flags.DEFINE_string("out", "", "Folder for the table.")
 
@@ -44,10 +45,23 @@ def methods(scheme: str, steps: int) -> dict[str, list[ptq.Stage]]:
         "GPTQ, MSE": [ptq.GPTQ(range="mse")],
         "AdaRound": [ptq.AdaRound(steps)],
         "BRECQ": [ptq.BRECQ(steps, batch=32)],
+        # What its authors' program does unless told otherwise.
+        "BRECQ without Fisher": [ptq.QDrop(steps, batch=32, dropped=0.0)],
     }
     if scheme == "w4a4":
         found["QDrop"] = [ptq.QDrop(steps, batch=32)]
     return found
+
+
+def chosen(found: dict[str, list[ptq.Stage]], names: Sequence[str]) -> dict[str, list[ptq.Stage]]:
+    """The methods of these names, or all.
+
+    Raises: ValueError: No method at all has one of the names.
+    """
+    known = methods("w4a4", 1)
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"--methods={unknown[0]}: is not of {list(known)}.")
+    return {name: stages for name, stages in found.items() if not names or name in names}
 
 
 def agreement(model: nnx.Module, images: np.ndarray, expected: np.ndarray) -> float:
@@ -86,7 +100,7 @@ def main(argv: Sequence[str]) -> None:
     expected = classes(model, held_out)
     rows: list[dict[str, Any]] = []
     for scheme in _SCHEMES.value:
-        for name, pipeline in methods(scheme, _STEPS.value).items():
+        for name, pipeline in chosen(methods(scheme, _STEPS.value), _METHODS.value).items():
             learned = any(isinstance(s, ptq.Reconstruction) for s in pipeline)
             seeds = [int(seed) for seed in _SEEDS.value] if learned else [0]
             found = []

@@ -4,6 +4,7 @@
 |---|---|---|
 | w{2,3,4,8}a16, _g32 _g64 _g128, _asym | absmax integers, per channel or group | float |
 | w8a8, w4a8, w4a4 | absmax integers per channel | narrow integers per token |
+| w8a8_narrow | narrow int8 per channel (SmoothQuant, LLM.int8()) | narrow int8 per token |
 | w8a8_fp8, w4a8_fp8 | fp8 e4m3, absmax integers, per channel | fp8 e4m3 per token |
 | w4a4_clip | absmax integers per channel | the same, clipped to 0.9 of the largest (QuaRot) |
 | w4a16_lsq, w3a16_lsq, w2a16_lsq, _g32 .. | learned scales (LSQ) per channel or group | float |
@@ -92,6 +93,8 @@ def _integers() -> Iterator[tuple[str, LayerScheme]]:
             yield f"{name}_lsq", LayerScheme(weight=LSQ(symmetric))
     for name, fmt, activations in (
         ("w8a8", formats.INT8, _A8),
+        # A channel's largest weight is a level, where 2 absmax / 255 clips a positive one.
+        ("w8a8_narrow", formats.INT8_NARROW, _A8),
         ("w4a8", formats.INT4, _A8),
         ("w4a4", formats.INT4, _A4),
         ("w4a4_clip", formats.INT4, _A4_CLIPPED),

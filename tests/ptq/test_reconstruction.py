@@ -11,6 +11,7 @@ from flax import nnx
 import lowbit_jax as lb
 from lowbit_jax import ptq
 from lowbit_jax.ptq.ranges import find_range
+from lowbit_jax.ptq.reconstruction import engine
 from lowbit_jax.ptq.reconstruction.variables import Start, learned_kernel, settled
 
 SCHEME = "w2a16_asym"
@@ -145,6 +146,44 @@ def test_same_seed_same_bits_and_other_seed_other_codes(decoder, batches):
     ]
     np.testing.assert_array_equal(codes[0], codes[1])
     assert (codes[0] != codes[2]).any()
+
+
+class Convolving(nnx.Module):
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(4, 4, (3, 3), rngs=rngs)
+
+    def __call__(self, x):
+        return nnx.relu(self.conv(x))
+
+
+class Convolutions(nnx.Module):
+    def __init__(self, rngs):
+        self.layers = nnx.List([Convolving(rngs) for _ in range(2)])
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return jnp.mean(x, axis=(1, 2))
+
+
+def test_steps_of_convolutions_called_one_by_one_are_those_of_the_loop(monkeypatch):
+    images = [jax.random.normal(jax.random.key(i), (8, 6, 6, 4)) for i in range(2)]
+    stage = ptq.BRECQ(steps=30, batch=4, lr=3e-2)
+    found = {}
+    for loop in (True, False):
+        if loop:
+            monkeypatch.setattr(engine, "_slow_in_loops", lambda module: False)
+        else:
+            monkeypatch.undo()
+            monkeypatch.setattr(engine, "_run", None)  # not called
+        model, report = ptq.run(Convolutions(nnx.Rngs(0)), SCHEME, images, [stage])
+        losses = [row["objective_last"] for row in report.layers]
+        codes = [layer.freeze_kernel().codes() for _, layer in lb.quantized_layers(model)]
+        found[loop] = losses, codes
+    # Sums of another order; 30 steps of Adam at 3e-2 carry it on.
+    np.testing.assert_allclose(found[True][0], found[False][0], rtol=1e-3)
+    for a, b in zip(found[True][1], found[False][1], strict=True):
+        assert np.mean(a != b) < 0.02
 
 
 def test_an_objective_that_becomes_nan_stops_with_the_step(decoder, batches):

@@ -33,7 +33,7 @@ def spans(monkeypatch):
     inner = engine._run
 
     def run(*args):
-        seen.append(tuple(int(x) for x in args[-1]))
+        seen.append(tuple(int(x) for x in args[3]))
         return inner(*args)
 
     monkeypatch.setattr(engine, "_run", run)

@@ -71,6 +71,7 @@ class Reconstruction(Stage):
 
     @override
     def block(self, work: BlockWork) -> None:
+        work.groups()  # raises for a layer that is never called, of which nothing could be learned
         starts = {path: self._start(work, path) for path in work.weight_paths}
         rest = work.chain_hat.rests[0]
         outputs = work.chain.outputs(work.original)

@@ -15,7 +15,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array
 
-from lowbit_jax.ptq.layers import set_matrix
+from lowbit_jax.ptq.layers import float_class, set_matrix
 from lowbit_jax.ptq.reconstruction.modules import ModuleVariable, Work
 from lowbit_jax.ptq.reconstruction.optimizer import Optimizer
 from lowbit_jax.ptq.reconstruction.variables import (
@@ -114,16 +114,21 @@ def fit(
         "module": [variable.init(module, starts, work) for variable in settings.module_variables],
     }
     graphdef, state = nnx.split(module)
+    stepwise = _slow_in_loops(module)
     carry = _begin(settings, parameters)
     tenth = max(settings.steps // 10, 1)
     begin, sums, carry = work.unfinished.load(carry)
     while begin < settings.steps:
         part = begin // tenth
         end = min(begin + _STRETCH, (part + 1) * tenth, settings.steps)
-        span = (jnp.int32(begin), jnp.int32(end))
-        carry = _run(
-            settings, graphdef, carry, state, dict(starts), samples, context, work.key, span
-        )
+        arrays = (state, dict(starts), samples, context, work.key)
+        carry = carry._replace(losses=jnp.zeros(()))
+        if stepwise:
+            for i in range(begin, end):
+                carry = _step(settings, graphdef, carry, jnp.int32(i), *arrays)
+        else:
+            span = (jnp.int32(begin), jnp.int32(end))
+            carry = _run(settings, graphdef, carry, span, *arrays)
         if not jnp.isfinite(carry.losses):
             raise FloatingPointError(
                 f"the reconstruction's objective became {carry.losses} before step {end}. Lower "
@@ -191,40 +196,63 @@ def _begin(settings: Fit, parameters: Any) -> _Carry:
     return _Carry(parameters, _transformation(settings, parameters).init(parameters), jnp.zeros(()))
 
 
+def _slow_in_loops(module: nnx.Module) -> bool:
+    """Whether steps are called one by one.
+
+    XLA's CPU backend takes 17 times as long for a step of two convolutions in a compiled loop as
+    outside of one (docs/LOG.md).
+    """
+    convolves = any(float_class(layer) is nnx.Conv for _, layer in layers(module))
+    return convolves and jax.default_backend() == "cpu"
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def _run(
     settings: Fit,
     graphdef: Any,
     carry: _Carry,
+    span: tuple[Array, Array],
+    *arrays: Any,
+) -> _Carry:
+    """Steps span[0] .. span[1]; a loop of dynamic length, so that all of them share a program."""
+    return jax.lax.fori_loop(
+        span[0], span[1], lambda i, carry: _stepped(settings, graphdef, carry, i, *arrays), carry
+    )
+
+
+def _stepped(
+    settings: Fit,
+    graphdef: Any,
+    carry: _Carry,
+    i: Array,
     state: Any,
     starts: Any,
     samples: Any,
     context: Any,
     key: Array,
-    span: tuple[Array, Array],
 ) -> _Carry:
-    """Steps span[0] .. span[1]; a loop of dynamic length, so that all of them share a program."""
+    """One step, whose objective is added to the losses."""
     transformation = _transformation(settings, carry.parameters)
     count = jax.tree.leaves(samples)[0].shape[0]
+    draw, loss_key = jax.random.split(jax.random.fold_in(key, i))
+    size = min(settings.batch, count)
+    rows = jax.random.choice(draw, count, (size,), replace=False)
+    chosen = jax.tree.map(lambda x: x[rows], samples)
 
-    def objective(parameters: Any, chosen: Any, step: Array, draw: Array) -> Any:
+    def objective(parameters: Any) -> Any:
         module = nnx.merge(graphdef, state, copy=True)
-        progress = step.astype(jnp.float32) / settings.steps
+        progress = i.astype(jnp.float32) / settings.steps
         penalty = _place(settings, module, parameters, starts, progress)
-        loss = settings.loss(module, chosen, context, draw)
+        loss = settings.loss(module, chosen, context, loss_key)
         return loss + penalty, loss
 
-    def step(i: Array, carry: _Carry) -> _Carry:
-        draw, loss_key = jax.random.split(jax.random.fold_in(key, i))
-        size = min(settings.batch, count)
-        rows = jax.random.choice(draw, count, (size,), replace=False)
-        chosen = jax.tree.map(lambda x: x[rows], samples)
-        grads, loss = jax.grad(objective, has_aux=True)(carry.parameters, chosen, i, loss_key)
-        updates, optimizer = transformation.update(grads, carry.optimizer, carry.parameters)
-        parameters = _projected(settings, optax.apply_updates(carry.parameters, updates))
-        return _Carry(parameters, optimizer, carry.losses + loss)
+    grads, loss = jax.grad(objective, has_aux=True)(carry.parameters)
+    updates, optimizer = transformation.update(grads, carry.optimizer, carry.parameters)
+    parameters = _projected(settings, optax.apply_updates(carry.parameters, updates))
+    return _Carry(parameters, optimizer, carry.losses + loss)
 
-    return jax.lax.fori_loop(span[0], span[1], step, carry._replace(losses=jnp.zeros(())))
+
+_step = jax.jit(_stepped, static_argnums=(0, 1), donate_argnums=2)
 
 
 def _place(
