@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
-from lowbit_jax.quantizers import LSQ, PACT, LSQPlus, Quantizer, StaticAbsmax, from_dict
+from lowbit_jax.quantizers import LSQ, PACT, Quantizer, StaticAbsmax, from_dict
 from lowbit_jax.spec import Block, PerTensor
 
 
@@ -68,7 +68,7 @@ class LayerScheme:
 
 
 def _check_kernel(quantizer: Quantizer) -> None:
-    if isinstance(quantizer, (PACT, LSQPlus)):
+    if isinstance(quantizer, PACT) or quantizer.starts:
         raise ValueError(
             f"LayerScheme: weight={type(quantizer).__name__} learns a range of activations that it "
             "has to be calibrated for. For kernels use LSQ or DoReFa."
@@ -91,6 +91,11 @@ def _check_activations(part: str, quantizer: Quantizer) -> None:
         raise NotImplementedError(
             f"LayerScheme: {part}=LSQ: a learned range of activations has no data to start from "
             "here. Use Absmax per token, or StaticAbsmax, which is calibrated."
+        )
+    if quantizer.learns_values:
+        raise NotImplementedError(
+            f"LayerScheme: {part}={type(quantizer).__name__}: its values are those of weights. Use "
+            "PACT, LSQPlus or N2UQ for learned activations."
         )
     granularity = quantizer.spec.granularity
     if isinstance(granularity, Block) and granularity != PerTensor():
