@@ -24,23 +24,6 @@ from lowbit_jax.training.config import TrainConfig
 from lowbit_jax.training.fields import flatten
 from lowbit_jax.training.loop import train
 
-_CONFIGS = flags.DEFINE_list(
-    "configs",
-    ["float.py", "qat_binary.py", "qat_ternary.py", "qat_int4.py", "qat_fp4.py"],
-    "Cards.",
-)
-_ALSO = flags.DEFINE_multi_string(
-    "also", [], "'NAME CARD PATH=VALUE ...': one more row, a card with fields set."
-)
-_VARIANT = flags.DEFINE_string("variant", "study", "Variant of every card.")
-_LRS = flags.DEFINE_list(
-    "lrs", ["4e-3", "8e-3", "1.6e-2", "3.2e-2"], "Learning rates that are tried."
-)
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the final runs.")
-_TUNE_SHARE = flags.DEFINE_float("tune_share", 0.15, "Length of a tuning run, as a share.")
-_SET = flags.DEFINE_multi_string("set", [], "PATH=VALUE: sets a field of every config.")
-_OUT = flags.DEFINE_string("out", "runs/study", "Folder of all runs and of study.md.")
-
 
 def study(
     configs: dict[str, TrainConfig],
@@ -178,12 +161,27 @@ def assigned(config: TrainConfig, items: Iterable[str]) -> TrainConfig:
 def main(argv: Sequence[str]) -> None:
     """Runs the study that the flags describe."""
     del argv
-    cards = configs(_CONFIGS.value, _ALSO.value, _VARIANT.value, _SET.value)
-    out = Path(_OUT.value)
+    values = flags.FLAGS
+    cards = configs(values.configs, values.also, values.variant, values.set)
+    out = Path(values.out)
     out.mkdir(parents=True, exist_ok=True)
-    lrs, seeds = [float(lr) for lr in _LRS.value], [int(seed) for seed in _SEEDS.value]
-    print(study(cards, out, lrs=lrs, seeds=seeds, tune_share=_TUNE_SHARE.value))
+    lrs, seeds = [float(lr) for lr in values.lrs], [int(seed) for seed in values.seeds]
+    print(study(cards, out, lrs=lrs, seeds=seeds, tune_share=values.tune_share))
 
 
 if __name__ == "__main__":
+    flags.DEFINE_list(
+        "configs",
+        ["float.py", "qat_binary.py", "qat_ternary.py", "qat_int4.py", "qat_fp4.py"],
+        "Cards.",
+    )
+    flags.DEFINE_multi_string(
+        "also", [], "'NAME CARD PATH=VALUE ...': one more row, a card with fields set."
+    )
+    flags.DEFINE_string("variant", "study", "Variant of every card.")
+    flags.DEFINE_list("lrs", ["4e-3", "8e-3", "1.6e-2", "3.2e-2"], "Learning rates that are tried.")
+    flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the final runs.")
+    flags.DEFINE_float("tune_share", 0.15, "Length of a tuning run, as a share.")
+    flags.DEFINE_multi_string("set", [], "PATH=VALUE: sets a field of every config.")
+    flags.DEFINE_string("out", "runs/study", "Folder of all runs and of study.md.")
     runtime.run(main)

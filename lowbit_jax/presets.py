@@ -28,6 +28,8 @@
 | w4a16_pow2, w5a16_apot | powers of two, sums of two of them, per channel | float |
 | nvfp4a16, nvfp4 | e2m1, e4m3 scale per 16, float32 factor per tensor | float, calibrated |
 | mxfp4a16, mxfp4 | e2m1, e8m0 scale per 32 | float, the same |
+| mxfp4_quest | e2m1, rotated, clipped for least error (QuEST) | the same |
+| mxfp4_quartet | the same; FP4 backward products (Quartet) | the same |
 | mxfp6_e2m3, mxfp6_e3m2, mxfp8_e4m3, mxfp8_e5m2, each with a16 | e8m0 scale per 32 | the same |
 | nf4_g64 | NormalFloat4, absmax per 64 | float |
 | nf4_g64_dq | the same, scales in e4m3 with a float32 factor per tensor (QLoRA) | float |
@@ -60,6 +62,7 @@ from lowbit_jax.quantizers import (
     MinMax,
     OneBit,
     Quantizer,
+    QuEST,
     RSign,
     Sign,
     StaticAbsmax,
@@ -209,6 +212,11 @@ def _floats() -> Iterator[tuple[str, LayerScheme]]:
         activations = Absmax(QuantSpec(format=fmt, granularity=PerToken(32), scale_format=E8M0))
         yield f"{name}a16", LayerScheme(weight=weight)
         yield name, LayerScheme(weight=weight, input=activations)
+    mx = QuantSpec(format=e2m1, granularity=PerGroup(32), scale_format=E8M0)
+    rows = dataclasses.replace(mx, granularity=PerToken(32))
+    quest = LayerScheme(weight=QuEST(mx), input=QuEST(rows), hadamard=32)
+    yield "mxfp4_quest", quest
+    yield "mxfp4_quartet", dataclasses.replace(quest, backward="mxfp4")
     nf4 = QuantSpec(format=formats.NF4, granularity=PerGroup(64))
     yield "nf4_g64", LayerScheme(weight=Absmax(nf4))
     double = dataclasses.replace(nf4, scale_format=E4M3)
