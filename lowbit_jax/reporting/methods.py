@@ -37,9 +37,9 @@ METHODS: Final[tuple[Method, ...]] = (
     Method(
         "XNOR-Net with binary inputs",
         "1603.05279",
-        ("w1a1_xnor",),
+        ("w1a1_xnor_scaled", "w1a1_xnor"),
         "in part",
-        "no scales of activations",
+        "a convolution's inputs have one scale a sample, not one a window",
     ),
     Method("DoReFa-Net", "1606.06160", ("w4a16_dorefa", "estimators.quantized_gradient")),
     Method("TWN", "1605.04711", ("w1_58a16_twn",)),
@@ -52,26 +52,28 @@ METHODS: Final[tuple[Method, ...]] = (
     Method(
         "LSQ+",
         "2004.09576",
-        ("quantizers.LSQPlus",),
+        ("w4a4_lsqplus",),
         "in part",
-        "the offset is a multiple of the scale; no preset, since calibrate_model fills statistics "
-        "only",
+        "the offset is used at a multiple of the scale",
     ),
-    Method("APoT", "1909.13144", ("w5a16_apot",), "in part", "the grid, with absmax ranges"),
+    Method(
+        "APoT",
+        "1909.13144",
+        ("w5a16_apot_learned", "w5a16_apot"),
+        "in part",
+        "weights are not normalized first",
+    ),
     Method(
         "INQ",
         "1702.03044",
-        ("w4a16_pow2", "optimizers.incremental"),
-        "in part",
-        "the largest power of two is the largest weight",
+        ("w4a16_inq", "optimizers.incremental"),
     ),
     Method(
         "N2UQ",
         "2111.14826",
-        status="not here yet",
-        note="its thresholds are learned apart from the levels",
+        ("w2a2_n2uq", "estimators.generalized_ste"),
     ),
-    Method("BitNet", "2310.11453", ("w1a8",), "in part", "the weights' mean is not subtracted"),
+    Method("BitNet", "2310.11453", ("w1a8_bitnet",)),
     Method("BitNet b1.58", "2402.17764", ("w1_58a8",)),
     Method(
         "OneBit",
@@ -93,9 +95,9 @@ METHODS: Final[tuple[Method, ...]] = (
     Method(
         "LLM-QAT",
         "2305.17888",
-        ("training.self_generated",),
+        ("w4a8_kv4", "training.self_generated"),
         "in part",
-        "keys and values are not quantized while training",
+        "keys are rounded before their rotary positions, not behind them",
     ),
     Method(
         "QLoRA",
@@ -111,7 +113,7 @@ METHODS: Final[tuple[Method, ...]] = (
         "in part",
         "as post-training reconstruction; see the PTQ table",
     ),
-    Method("Quartet", "2505.14669", status="not here yet", note="needs a stochastic FP4 backward"),
+    Method("Quartet, QuEST", "2505.14669", ("mxfp4_quartet", "mxfp4_quest")),
     Method("MXFP4, MXFP6, MXFP8", "OCP MX v1.0", ("mxfp4", "mxfp6_e2m3", "mxfp8_e4m3")),
     Method("NVFP4", "2509.25149", ("nvfp4",)),
 )
