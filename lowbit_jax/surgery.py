@@ -26,6 +26,7 @@ from lowbit_jax.nn import (
 )
 from lowbit_jax.ops import Prepared, Target, prepare
 from lowbit_jax.presets import presets
+from lowbit_jax.quantizers import Quantizer
 from lowbit_jax.recipe import Recipe, Rule
 from lowbit_jax.scheme import LayerScheme
 from lowbit_jax.walk import layers, rebuilt
@@ -185,6 +186,8 @@ def calibrate_model(
     model: nnx.Module,
     batches: Iterable[Any],
     forward: Callable[[nnx.Module, Any], Any] | None = None,
+    *,
+    start: bool = True,
 ) -> nnx.Module:
     """Updates the statistics of activations (`QuantStat`) in place, from forward passes.
 
@@ -192,6 +195,8 @@ def calibrate_model(
         model: A quantized model; one without statistics is returned as it is.
         batches: What `forward` takes.
         forward: Runs the model on a batch; default `model(batch)`.
+        start: Also sets the trainable ranges that need activations to start from (LSQ+, N2UQ).
+            False while they train: a later calibration leaves them alone.
 
     Returns: The same model.
 
@@ -199,15 +204,16 @@ def calibrate_model(
         ValueError: The model has statistics, and there was no batch to see.
     """
     twins = [twin for _, twin in quantized_layers(model)]
-    if not any(isinstance(v, QuantStat) for twin in twins for v in vars(twin).values()):
+    seen = nnx.Any(QuantStat, Starting(model)) if start else QuantStat
+    if not jax.tree.leaves(nnx.state(model, seen)):
         return model
     for twin in twins:
         twin.calibrating = True
     try:
-        graphdef, stats, rest = nnx.split(model, QuantStat, ...)
+        graphdef, stats, rest = nnx.split(model, seen, ...)
         count = 0
         for batch in batches:
-            stats = _observed(forward or _call, graphdef, stats, rest, batch)
+            stats = _observed(forward or _call, graphdef, seen, stats, rest, batch)
             count += 1
         nnx.update(model, stats)
     finally:
@@ -220,18 +226,82 @@ def calibrate_model(
     return model
 
 
+def has_kernel_statistics(model: nnx.Module) -> bool:
+    """Whether a kernel's quantizer follows its weights by statistics (LQ-Nets)."""
+    return any(_observes(twin) for _, twin in quantized_layers(model))
+
+
+def observe_kernels(model: nnx.Module) -> nnx.Module:
+    """Updates the statistics of kernels in place: behind every update of the weights.
+
+    A quantizer whose values follow the weights without a gradient (LQ-Nets) takes one step of its
+    own rule. The training loops of `training` call it; a loop of one's own does so behind its
+    optimizer. Models without such quantizers stay as they are.
+
+    Returns: The same model.
+    """
+    for _, twin in quantized_layers(model):
+        if not _observes(twin):
+            continue
+        quantizer = twin.scheme.weight
+        assert quantizer is not None
+        matrix = twin.view.to_matrix(twin.kernel_variable[...])
+        for name, value in quantizer.observe(matrix, twin.state("kernel")).items():
+            if name not in quantizer.trainable:
+                getattr(twin, f"kernel_{name}")[...] = value
+    return model
+
+
+def _observes(twin: Twin) -> bool:
+    quantizer = twin.scheme.weight
+    return isinstance(twin, TrainTwin) and isinstance(quantizer, Quantizer) and quantizer.observes
+
+
+class Starting:
+    """The filter of NNX for trainable ranges of activations that calibration starts."""
+
+    def __init__(self, model: nnx.Module):
+        """Takes a quantized model; without such ranges the filter lets nothing through."""
+        self._paths = frozenset(
+            (*path.split("/"), f"{part}_{name}") if path else (f"{part}_{name}",)
+            for path, twin in quantized_layers(model)
+            for part in ("input", "output")
+            if (quantizer := getattr(twin.scheme, part)) is not None
+            for name in quantizer.starts
+        )
+
+    def __call__(self, path: tuple[Any, ...], value: Any) -> bool:
+        """Whether the variable at this path is one."""
+        del value
+        return tuple(map(str, path)) in self._paths
+
+    def __bool__(self) -> bool:
+        return bool(self._paths)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Starting) and self._paths == other._paths
+
+    def __hash__(self) -> int:
+        return hash(self._paths)
+
+
 def _call(model: nnx.Module, batch: Any) -> Any:
     return model(batch)
 
 
 # Outside of calibrate_model, so that a training loop that calibrates again does not compile again.
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _observed(
-    forward: Callable[[nnx.Module, Any], Any], graphdef: Any, stats: Any, rest: Any, batch: Any
+    forward: Callable[[nnx.Module, Any], Any],
+    graphdef: Any,
+    seen: Any,
+    stats: Any,
+    rest: Any,
+    batch: Any,
 ) -> Any:
     copy = nnx.merge(graphdef, stats, rest)
     forward(copy, batch)
-    return nnx.state(copy, QuantStat)
+    return nnx.state(copy, seen)
 
 
 def _everything(found: dict[str, Any], preset: str) -> Recipe:
