@@ -268,7 +268,7 @@ class PackedTwin(Twin):
     def __init__(self, layer: TrainTwin):
         """Packs a trained twin; the layer itself is left as it was."""
         adopt(self, layer)
-        del self.gradient_stream
+        del self.gradient_stream  # type: ignore[attr-defined]  # adopted
         for name in [n for n, v in vars(self).items() if isinstance(v, nnx.Variable)]:
             if name.startswith("kernel_"):
                 delattr(self, name)  # stored ranges live on in the QTensor
