@@ -354,6 +354,10 @@ class PackedTwin(Twin):
 def check_scheme(scheme: LayerScheme) -> None:
     """Raises NotImplementedError if the scheme's product does not fit its formats."""
     if scheme.product == "int8":
+        if scheme.hadamard or scheme.backward != "float":
+            raise NotImplementedError(
+                "int8 product: no rotation and no FP4 backward pass. Use product='float'."
+            )
         if scheme.weight is None or scheme.input is None:
             raise NotImplementedError(
                 "int8 product: needs a quantized kernel and quantized inputs."
