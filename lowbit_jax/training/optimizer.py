@@ -9,7 +9,6 @@ from lowbit_jax.optimizers.kernels import path_name
 from lowbit_jax.training import schedule
 from lowbit_jax.training.config import OptimConfig
 
-
 # Learned ranges of activations. PACT's clip is not among them: its paper decays it like a weight.
 _NOT_DECAYED = ("_offset", "_intervals", "_threshold")
 
