@@ -48,11 +48,6 @@ class LayerScheme:
             )
         if self.hadamard < 0 or self.hadamard & (self.hadamard - 1):
             raise ValueError(f"LayerScheme: hadamard={self.hadamard} is no power of two.")
-        if self.product != "float" and (self.hadamard or self.backward != "float"):
-            raise NotImplementedError(
-                "LayerScheme: a product of integers has no rotation and no FP4 backward pass. Use "
-                "product='float'."
-            )
         if self.weight is not None:
             _check_kernel(self.weight)
         for part, quantizer in (("input", self.input), ("output", self.output)):

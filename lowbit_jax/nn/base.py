@@ -268,7 +268,7 @@ class PackedTwin(Twin):
     def __init__(self, layer: TrainTwin):
         """Packs a trained twin; the layer itself is left as it was."""
         adopt(self, layer)
-        del self.gradient_stream
+        del self.gradient_stream  # type: ignore[attr-defined]  # adopted
         for name in [n for n, v in vars(self).items() if isinstance(v, nnx.Variable)]:
             if name.startswith("kernel_"):
                 delattr(self, name)  # stored ranges live on in the QTensor
@@ -354,6 +354,10 @@ class PackedTwin(Twin):
 def check_scheme(scheme: LayerScheme) -> None:
     """Raises NotImplementedError if the scheme's product does not fit its formats."""
     if scheme.product == "int8":
+        if scheme.hadamard or scheme.backward != "float":
+            raise NotImplementedError(
+                "int8 product: no rotation and no FP4 backward pass. Use product='float'."
+            )
         if scheme.weight is None or scheme.input is None:
             raise NotImplementedError(
                 "int8 product: needs a quantized kernel and quantized inputs."

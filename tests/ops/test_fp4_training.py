@@ -32,7 +32,7 @@ def test_the_rotation_is_its_own_inverse_and_keeps_products():
 
 
 def test_stochastic_rounding_is_on_the_grid_unsaturated_and_unbiased():
-    x = np.asarray(jax.random.normal(jax.random.key(0), (2, 32)), np.float32)
+    x = np.array(jax.random.normal(jax.random.key(0), (2, 32)), np.float32)
     x[1] = 0
     x[0, 0] = 7.99  # the worst case: just below the next power of two
     keys = jax.random.split(jax.random.key(1), 4096)
