@@ -6,7 +6,8 @@ quantized one. Padding, dtypes, precision, sharding and whatever Flax adds later
 """
 
 import abc
-from typing import Any, ClassVar, override
+import types
+from typing import Any, ClassVar, Final, override
 
 import jax
 import jax.numpy as jnp
@@ -156,10 +157,19 @@ class Twin(nnx.Module, abc.ABC):
         return integer_product(x_hat, w_hat, x_levels, x_scale, w_levels, w_scale, op, dtype)
 
 
+_STATIC: Final = (bool, int, float, str, type, types.FunctionType, jnp.dtype)
+
+
 def adopt(twin: Twin, layer: nnx.Module) -> None:
     """Gives a twin every attribute of the layer it replaces, the same variables included."""
     for name, value in vars(layer).items():
-        if not name.startswith("_pytree__"):
+        if name.startswith("_pytree__"):
+            continue
+        if value is None or isinstance(value, _STATIC):
+            # Flax's check of every assignment is most of what a twin costs; it checks all once more
+            # when __init__ is done, and takes what stands there by then for static.
+            vars(twin)[name] = value
+        else:
             # Flax takes an array (a convolution's mask) for data by itself, but not a traced one.
             setattr(twin, name, nnx.data(value) if isinstance(value, jax.Array) else value)
 
