@@ -214,8 +214,11 @@ def _floats() -> Iterator[tuple[str, LayerScheme]]:
         activations = Absmax(QuantSpec(format=fmt, granularity=PerToken(32), scale_format=E8M0))
         yield f"{name}a16", LayerScheme(weight=weight)
         yield name, LayerScheme(weight=weight, input=activations)
-    for name, fmt in (("w8a8_fp8", formats.FP8_E4M3), ("w4a8_fp8", formats.INT4)):
-        yield name, LayerScheme(weight=Absmax(QuantSpec(format=fmt)), input=_A8_FP8)
+    for name, wide in (
+        ("w8a8_fp8", QuantSpec(format=formats.FP8_E4M3)),
+        ("w4a8_fp8", QuantSpec(format=formats.INT4)),
+    ):
+        yield name, LayerScheme(weight=Absmax(wide), input=_A8_FP8)
     mx = QuantSpec(format=e2m1, granularity=PerGroup(32), scale_format=E8M0)
     rows = dataclasses.replace(mx, granularity=PerToken(32))
     quest = LayerScheme(weight=QuEST(mx), input=QuEST(rows), hadamard=32)
