@@ -2,6 +2,7 @@
 
 from kernels_cpu.api import PANEL, Codes, matmul, panels, unpanels, unsupported
 from kernels_cpu.library import instruction_set, missing
+from kernels_cpu.memory import settle
 
 __all__ = [
     "PANEL",
@@ -10,6 +11,7 @@ __all__ = [
     "matmul",
     "missing",
     "panels",
+    "settle",
     "unpanels",
     "unsupported",
 ]

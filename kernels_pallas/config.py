@@ -45,6 +45,8 @@ class GpuConfig:
         decode: "smem" writes weights to shared memory, which the interpreter can follow;
             "registers" feeds them to the tensor core from registers by inline instructions, of
             which no interpreter can prove the numbers.
+        blocks: 0: a block for every output tile. Otherwise so many blocks, each of which takes one
+            output tile after the other, for many rows; not with split_k.
     """
 
     bm: int
@@ -52,6 +54,7 @@ class GpuConfig:
     stages: int
     split_k: int
     decode: str = "smem"
+    blocks: int = 0
 
 
 @functools.cache

@@ -107,6 +107,7 @@ from lowbit_jax.summary import Summary, summary
 from lowbit_jax.surgery import (
     calibrate_model,
     dequantize_model,
+    observe_kernels,
     pack_model,
     prepare_model,
     quantize_model,
@@ -198,6 +199,7 @@ __all__ = [
     "matmul",
     "models",
     "nn",
+    "observe_kernels",
     "onebit",
     "ops",
     "optimizers",

@@ -120,6 +120,58 @@ def _surrogate_bwd(residuals, g):
 surrogate.defvjp(_surrogate_fwd, _surrogate_bwd)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def generalized_ste(
+    x_hat: Float[Array, "*n"],
+    x: Float[Array, "*n"],
+    intervals: Float[Array, " steps"],
+    scale: Float[Array, "1"],
+    smallest: float,
+) -> Float[Array, "*n"]:
+    """The value of `x_hat`; N2UQ's gradients by x, by the lengths of its intervals and the scale.
+
+    G-STE (arXiv:2111.14826): inside interval i, from d = a_1 + .. + a_(i-1) on, the derivatives are
+    those of `scale * (i - 1 + (x - d) / a_i)`, the expectation of rounding stochastically: by x
+    scale / a_i, by a_i -scale (x - d) / a_i**2, by an earlier length -scale / a_i. Outside all
+    intervals those are 0. By the scale it is the code, x_hat / scale.
+
+    Args:
+        x_hat: The value; its own gradient is zero.
+        x: float32.
+        intervals: Their lengths a, float32.
+        scale: Of one code.
+        smallest: What shorter lengths count as; their gradient is passed on.
+    """
+    return x_hat
+
+
+def _generalized_fwd(x_hat, x, intervals, scale, smallest):
+    return x_hat, (x_hat, x, jnp.maximum(intervals, np.float32(smallest)), scale)
+
+
+def _generalized_bwd(smallest, residuals, g):
+    x_hat, x, lengths, scale = residuals
+    s, d = scale[0], jnp.zeros((), jnp.float32)
+    dx, by_length = jnp.zeros_like(g), []
+    for i in range(lengths.shape[0]):
+        inside = (x >= d) & (x < d + lengths[i])
+        each = jnp.where(inside, g, 0.0) * (s / lengths[i])
+        dx = dx + each
+        own = -jnp.sum(each * (x - d)) / lengths[i]
+        total = jnp.sum(each)
+        by_length = [earlier - total for earlier in by_length] + [own]
+        d = d + lengths[i]
+    return (
+        jnp.zeros_like(g),
+        dx,
+        jnp.stack(by_length),
+        jnp.sum(g * (x_hat / s)).reshape(1),
+    )
+
+
+generalized_ste.defvjp(_generalized_fwd, _generalized_bwd)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def quantized_gradient(x: Float[Array, "*n"], key: Array, bits: int) -> Float[Array, "*n"]:
     """`x`, with its gradient rounded stochastically to `bits` bits.

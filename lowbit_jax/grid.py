@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lowbit_jax.blocks import BlockView, divided, pinned, rounded_cast
+from lowbit_jax.formats import Learned
 from lowbit_jax.spec import QuantSpec
 
 
@@ -16,11 +17,14 @@ class Range(NamedTuple):
         scale: float32 of the spec's scale shape, already rounded to `spec.scale_format`.
         zero_point: The same shape, integers in float32; None if symmetric.
         global_scale: float32, 1 along the axes of the matrix; None without a second level.
+        basis: float32, what the values of a `formats.Learned` are made of, in units of the scale;
+            None for the others.
     """
 
     scale: Float[Array, "..."]
     zero_point: Float[Array, "..."] | None = None
     global_scale: Float[Array, "..."] | None = None
+    basis: Float[Array, "..."] | None = None
 
 
 def effective_scale(range_: Range) -> Float[Array, "..."]:
@@ -47,6 +51,34 @@ def to_levels(x: Array, spec: QuantSpec, range_: Range, view: BlockView) -> Floa
     return jnp.round(v) + view.split_scale(range_.zero_point)
 
 
+def rounded(levels: Array, spec: QuantSpec, range_: Range, view: BlockView) -> Array:
+    """Levels of `to_levels` at their nearest values of the format."""
+    if isinstance(spec.format, Learned):
+        return spec.format.nearest(levels, value_table(spec.format, range_, view))[0]
+    return spec.format.round(levels)
+
+
+def coded(levels: Array, spec: QuantSpec, range_: Range, view: BlockView) -> Array:
+    """The codes, uint8, of the nearest values."""
+    if isinstance(spec.format, Learned):
+        return spec.format.nearest(levels, value_table(spec.format, range_, view))[1]
+    return spec.format.encode(levels)
+
+
+def decoded(codes: Array, spec: QuantSpec, range_: Range, view: BlockView) -> Array:
+    """The levels that codes, in the split shape, stand for."""
+    if isinstance(spec.format, Learned):
+        return spec.format.look_up(codes, value_table(spec.format, range_, view))
+    return spec.format.decode(codes)
+
+
+def value_table(fmt: Learned, range_: Range, view: BlockView) -> list[Array]:
+    """The values of a learned format's codes, each in the split shape of the scale."""
+    if range_.basis is None:
+        raise ValueError(f"{fmt.name}: a range of learned values needs its basis.")
+    return [view.split_scale(pinned(value)) for value in fmt.values(range_.basis)]
+
+
 def from_levels(levels: Array, range_: Range, view: BlockView, dtype: Any) -> Array:
     """The inverse: values from levels that are on the grid, merged, rounded once to `dtype`."""
     if range_.zero_point is not None:
@@ -62,5 +94,5 @@ def snap(x: Float[Array, "..."], spec: QuantSpec, range_: Range) -> Float[Array,
     `estimators`).
     """
     view = BlockView.of(x.shape, spec)
-    levels = spec.format.round(to_levels(x, spec, range_, view))
+    levels = rounded(to_levels(x, spec, range_, view), spec, range_, view)
     return from_levels(levels, range_, view, x.dtype)

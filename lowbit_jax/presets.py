@@ -6,6 +6,7 @@
 | w8a8, w4a8, w4a4 | absmax integers per channel | narrow integers per token |
 | w8a8_narrow | narrow int8 per channel (SmoothQuant, LLM.int8()) | narrow int8 per token |
 | w8a8_fp8, w4a8_fp8 | fp8 e4m3, absmax integers, per channel | fp8 e4m3 per token |
+| w{4,8}a8_kv{4,8} | the same, for key and value projections | also their outputs (LLM-QAT) |
 | w4a4_clip | absmax integers per channel | the same, clipped to 0.9 of the largest (QuaRot) |
 | w4a16_lsq, w3a16_lsq, w2a16_lsq, _g32 .. | learned scales (LSQ) per channel or group | float |
 | w1_58a16, w1_58a8, _pc | ternary, absmean per tensor or channel (BitNet) | float, int8 per token |
@@ -14,14 +15,23 @@
 | w1a16_bc | sign (BinaryConnect), per tensor | float |
 | w1a1_bnn | signs (BNN), per tensor | signs |
 | w1a1_xnor, w1a1_bireal, w1a1_reactnet | sign times mean magnitude per channel | signs |
+| w1a1_xnor_scaled | sign times mean magnitude per channel | the same per token |
+| w1a{16,8}_bitnet | sign of w less its mean (BitNet), per tensor | float, int8 per token |
 | w1a16_onebit | sign times a learned value per channel (OneBit) | float |
 | w1a16_elastic, w{1_58,2}a16_stretched | ParetoQ's learned ranges per channel | float |
 | w1_58a16_twn | ternary with a threshold (TWN) per tensor | float |
+| w1_58a16_ttq | ternary with two learned magnitudes (TTQ) per tensor | float |
+| w{2,3,4}a16_lq | sums of a learned basis (LQ-Nets) per channel | float |
 | w{2,3,4,8}a16_dorefa | DoReFa-Net's, per tensor | float |
 | w2a2_pact, w3a3_pact, w4a4_pact | DoReFa-Net's, per tensor | clipped at a learned value (PACT) |
+| w{2,3,4}a16_n2uq, w2a2_n2uq .. w4a4_n2uq | evenly used levels (N2UQ) | learned thresholds |
+| w3a3_lsqplus, w4a4_lsqplus | learned scales (LSQ) per channel | learned scale and offset (LSQ+) |
+| w4a16_inq, w5a16_apot_learned | largest power of two (INQ), learned clipping (APoT) | float |
 | w4a16_pow2, w5a16_apot | powers of two, sums of two of them, per channel | float |
 | nvfp4a16, nvfp4 | e2m1, e4m3 scale per 16, float32 factor per tensor | float, calibrated |
 | mxfp4a16, mxfp4 | e2m1, e8m0 scale per 32 | float, the same |
+| mxfp4_quest | e2m1, rotated, clipped for least error (QuEST) | the same |
+| mxfp4_quartet | the same; FP4 backward products (Quartet) | the same |
 | mxfp6_e2m3, mxfp6_e3m2, mxfp8_e4m3, mxfp8_e5m2, each with a16 | e8m0 scale per 32 | the same |
 | nf4_g64 | NormalFloat4, absmax per 64 | float |
 | nf4_g64_dq | the same, scales in e4m3 with a float32 factor per tensor (QLoRA) | float |
@@ -35,17 +45,26 @@ from typing import Any, Final, override
 from lowbit_jax import formats
 from lowbit_jax.formats import Format
 from lowbit_jax.quantizers import (
+    INQ,
     LSQ,
+    N2UQ,
     PACT,
+    TTQ,
     TWN,
     XNOR,
     Absmax,
     AbsMean,
+    APoT,
+    CentredSign,
     DoReFa,
     ElasticBinary,
+    EntropyPreserving,
+    LQNets,
+    LSQPlus,
     MinMax,
     OneBit,
     Quantizer,
+    QuEST,
     RSign,
     Sign,
     StaticAbsmax,
@@ -99,9 +118,17 @@ def _integers() -> Iterator[tuple[str, LayerScheme]]:
         ("w4a4", formats.INT4, _A4),
         ("w4a4_clip", formats.INT4, _A4_CLIPPED),
     ):
-        yield from _with_int8(
-            name, LayerScheme(weight=Absmax(QuantSpec(format=fmt)), input=activations)
-        )
+        scheme = LayerScheme(weight=Absmax(QuantSpec(format=fmt)), input=activations)
+        yield from _with_int8(name, scheme)
+        if name in ("w8a8", "w4a8"):
+            # LLM-QAT's: for the key and value projections, whose outputs a cache keeps.
+            for bits, cached in ((8, _A8), (4, _A4)):
+                yield f"{name}_kv{bits}", dataclasses.replace(scheme, output=cached)
+
+
+def _with_activations(name: str, weight: Quantizer) -> Iterator[tuple[str, LayerScheme]]:
+    yield name.format("a16"), LayerScheme(weight=weight)
+    yield name.format("a8"), LayerScheme(weight=weight, input=_A8)
 
 
 def _papers() -> Iterator[tuple[str, LayerScheme]]:
@@ -122,6 +149,10 @@ def _binary() -> Iterator[tuple[str, LayerScheme]]:
     polynomial = Sign(whole, gradient="polynomial")
     yield "w1a1_bireal", LayerScheme(weight=XNOR(channels), input=polynomial)
     yield "w1a1_reactnet", LayerScheme(weight=XNOR(channels), input=RSign(whole))
+    # A scale for every token, too: the mean magnitude of the inputs that a product sums over.
+    rows = QuantSpec(format=formats.BINARY, granularity=PerToken())
+    yield "w1a1_xnor_scaled", LayerScheme(weight=XNOR(channels), input=XNOR(rows))
+    yield from _with_activations("w1{}_bitnet", CentredSign(whole))
     yield "w1a16_onebit", LayerScheme(weight=OneBit(channels))
     yield "w1a16_elastic", LayerScheme(weight=ElasticBinary(channels))
 
@@ -132,6 +163,12 @@ def _few_bits() -> Iterator[tuple[str, LayerScheme]]:
         yield f"{name}a16_stretched", LayerScheme(weight=stretched)
     ternary = QuantSpec(format=formats.TERNARY, granularity=PerTensor())
     yield "w1_58a16_twn", LayerScheme(weight=TWN(ternary))
+    learned = QuantSpec(format=formats.TERNARY_LEARNED, granularity=PerTensor())
+    yield "w1_58a16_ttq", LayerScheme(weight=TTQ(learned))
+    for bits, basis in ((2, formats.BASIS2), (3, formats.BASIS3), (4, formats.BASIS4)):
+        # The scale is 1, and e8m0 keeps it in one byte.
+        sums = QuantSpec(format=basis, scale_format=E8M0)
+        yield f"w{bits}a16_lq", LayerScheme(weight=LQNets(sums))
     for bits in (2, 3, 4, 8):
         half = formats.get(f"int{bits}_half")
         weight = DoReFa(QuantSpec(format=half, granularity=PerTensor()))
@@ -141,8 +178,19 @@ def _few_bits() -> Iterator[tuple[str, LayerScheme]]:
                 format=formats.get(f"uint{bits}"), granularity=PerTensor(), symmetric=False
             )
             yield f"w{bits}a{bits}_pact", LayerScheme(weight=weight, input=PACT(unsigned))
+        if bits < 8:
+            even = EntropyPreserving(QuantSpec(format=half))
+            yield f"w{bits}a16_n2uq", LayerScheme(weight=even)
+            yield f"w{bits}a{bits}_n2uq", LayerScheme(weight=even, input=N2UQ(unsigned))
+        if bits in (3, 4):
+            learned_scale = LSQ(QuantSpec(format=_SYMMETRIC[bits]))
+            offset = LSQPlus(unsigned)
+            yield f"w{bits}a{bits}_lsqplus", LayerScheme(weight=learned_scale, input=offset)
     for name, book in (("w4a16_pow2", formats.POW2_4), ("w5a16_apot", formats.APOT5)):
         yield name, LayerScheme(weight=Absmax(QuantSpec(format=book)))
+    yield "w5a16_apot_learned", LayerScheme(weight=APoT(QuantSpec(format=formats.APOT5)))
+    powers = QuantSpec(format=formats.POW2_4, scale_format=E8M0)
+    yield "w4a16_inq", LayerScheme(weight=INQ(powers))
 
 
 def _with_int8(name: str, scheme: LayerScheme) -> Iterator[tuple[str, LayerScheme]]:
@@ -169,8 +217,16 @@ def _floats() -> Iterator[tuple[str, LayerScheme]]:
         activations = Absmax(QuantSpec(format=fmt, granularity=PerToken(32), scale_format=E8M0))
         yield f"{name}a16", LayerScheme(weight=weight)
         yield name, LayerScheme(weight=weight, input=activations)
-    for name, fmt in (("w8a8_fp8", formats.FP8_E4M3), ("w4a8_fp8", formats.INT4)):
-        yield name, LayerScheme(weight=Absmax(QuantSpec(format=fmt)), input=_A8_FP8)
+    for name, wide in (
+        ("w8a8_fp8", QuantSpec(format=formats.FP8_E4M3)),
+        ("w4a8_fp8", QuantSpec(format=formats.INT4)),
+    ):
+        yield name, LayerScheme(weight=Absmax(wide), input=_A8_FP8)
+    mx = QuantSpec(format=e2m1, granularity=PerGroup(32), scale_format=E8M0)
+    rows = dataclasses.replace(mx, granularity=PerToken(32))
+    quest = LayerScheme(weight=QuEST(mx), input=QuEST(rows), hadamard=32)
+    yield "mxfp4_quest", quest
+    yield "mxfp4_quartet", dataclasses.replace(quest, backward="mxfp4")
     nf4 = QuantSpec(format=formats.NF4, granularity=PerGroup(64))
     yield "nf4_g64", LayerScheme(weight=Absmax(nf4))
     double = dataclasses.replace(nf4, scale_format=E4M3)

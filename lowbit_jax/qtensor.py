@@ -10,7 +10,8 @@ from jaxtyping import Array, Float, Int32, UInt8
 
 from lowbit_jax import calibrate, packing
 from lowbit_jax.blocks import BlockView, pinned
-from lowbit_jax.grid import Range, from_levels, to_levels
+from lowbit_jax.formats import Learned
+from lowbit_jax.grid import Range, coded, decoded, from_levels, to_levels
 from lowbit_jax.spec import Block, QuantSpec
 
 
@@ -33,6 +34,7 @@ class QTensor:
         spec: How the array is quantized.
         k: Length of K, in elements (the words are padded to a multiple of 32).
         dtype: That of the array it was made from, and of `dequantize()`.
+        basis: float32, what the values of a `formats.Learned` are made of; None for the others.
     """
 
     words: tuple[Int32[Array, "..."], ...]
@@ -42,6 +44,7 @@ class QTensor:
     spec: QuantSpec = dataclasses.field(metadata={"static": True})
     k: int = dataclasses.field(metadata={"static": True})
     dtype: Any = dataclasses.field(metadata={"static": True})
+    basis: Float[Array, "..."] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -61,7 +64,7 @@ class QTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of words, scales and zero points, padding included."""
+        """Bytes of words, scales, zero points and learned values, padding included."""
         return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(self))
 
     @property
@@ -86,9 +89,9 @@ class QTensor:
         return packing.unpack_planes(self.words, self.spec.bits, self.k).reshape(self.shape)
 
     def range(self) -> Range:
-        """Scales, zero points and global scale in float32."""
+        """Scales, zero points, global scale and learned values in float32."""
         zero_point = None if self.zero_point is None else self.zero_point.astype(jnp.float32)
-        return Range(self.scale.astype(jnp.float32), zero_point, self.global_scale)
+        return Range(self.scale.astype(jnp.float32), zero_point, self.global_scale, self.basis)
 
     def dequantize(self, dtype: Any = None) -> Array:
         """The array, computed in float32 and rounded once to `dtype`.
@@ -98,7 +101,7 @@ class QTensor:
         """
         view = BlockView.of(self.shape, self.spec)
         range_ = self.range()
-        levels = self.spec.format.decode(view.split(self.codes()))
+        levels = decoded(view.split(self.codes()), self.spec, range_, view)
         return from_levels(levels, range_, view, jnp.dtype(dtype or self.dtype))
 
 
@@ -129,6 +132,11 @@ def quantize(
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"quantize: needs a float array, not {x.dtype}.")
+    if isinstance(spec.format, Learned):
+        raise NotImplementedError(
+            f"quantize: the values of {spec.format.name} are learned: a quantizer that has them "
+            "(TTQ, LQNets) freezes an array, or `encode` with a range that holds their basis."
+        )
     _check_finite("the array", x)
     if scale is None:
         if zero_point is not None or global_scale is not None:
@@ -144,7 +152,7 @@ def quantize(
 def encode(x: Float[Array, "..."], spec: QuantSpec, range_: Range) -> QTensor:
     """`quantize` with a range that is already known to fit: no checks."""
     view = BlockView.of(x.shape, spec)
-    codes = view.merge(spec.format.encode(to_levels(x, spec, range_, view)))
+    codes = view.merge(coded(to_levels(x, spec, range_, view), spec, range_, view))
     if not isinstance(spec.granularity, Block):
         codes = codes[..., None]
     zero_point = range_.zero_point
@@ -156,6 +164,7 @@ def encode(x: Float[Array, "..."], spec: QuantSpec, range_: Range) -> QTensor:
         spec=spec,
         k=x.shape[spec.granularity.axis],
         dtype=x.dtype,
+        basis=range_.basis,
     )
 
 

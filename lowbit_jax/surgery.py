@@ -25,7 +25,9 @@ from lowbit_jax.nn import (
     to_float,
 )
 from lowbit_jax.ops import Prepared, Target, prepare
+from lowbit_jax.ops.prepared import settle
 from lowbit_jax.presets import presets
+from lowbit_jax.quantizers import Quantizer
 from lowbit_jax.recipe import Recipe, Rule
 from lowbit_jax.scheme import LayerScheme
 from lowbit_jax.walk import layers, rebuilt
@@ -155,6 +157,8 @@ def prepare_model(model: nnx.Module, target: Target = "auto") -> nnx.Module:
     if not any(isinstance(module, PackedTwin) for _, module in layers(model)):
         raise ValueError("prepare_model: no layer of this model is packed. Call pack_model first.")
 
+    matrices: list[Prepared] = []
+
     def replace(path: str, module: Any) -> Any:
         operations = isinstance(module, PackedTwin) and module.multiplies_packed
         if not operations or isinstance(module.matrix, Prepared):
@@ -162,11 +166,14 @@ def prepare_model(model: nnx.Module, target: Target = "auto") -> nnx.Module:
         matrix = _with_path(path, lambda: prepare(module.matrix, target))
         if matrix.meta.target == "xla":
             return module
+        matrices.append(matrix)
         prepared = nnx.clone(module)
         setattr(prepared, module.kernel_name, module.kernel_variable.replace(matrix))
         return prepared
 
-    return rebuilt(model, replace)
+    prepared_model = rebuilt(model, replace)
+    settle(matrices)
+    return prepared_model
 
 
 def dequantize_model(model: nnx.Module) -> nnx.Module:
@@ -185,6 +192,8 @@ def calibrate_model(
     model: nnx.Module,
     batches: Iterable[Any],
     forward: Callable[[nnx.Module, Any], Any] | None = None,
+    *,
+    start: bool = True,
 ) -> nnx.Module:
     """Updates the statistics of activations (`QuantStat`) in place, from forward passes.
 
@@ -192,6 +201,8 @@ def calibrate_model(
         model: A quantized model; one without statistics is returned as it is.
         batches: What `forward` takes.
         forward: Runs the model on a batch; default `model(batch)`.
+        start: Also sets the trainable ranges that need activations to start from (LSQ+, N2UQ).
+            False while they train: a later calibration leaves them alone.
 
     Returns: The same model.
 
@@ -199,15 +210,16 @@ def calibrate_model(
         ValueError: The model has statistics, and there was no batch to see.
     """
     twins = [twin for _, twin in quantized_layers(model)]
-    if not any(isinstance(v, QuantStat) for twin in twins for v in vars(twin).values()):
+    seen = nnx.Any(QuantStat, Starting(model)) if start else QuantStat
+    if not jax.tree.leaves(nnx.state(model, seen)):
         return model
     for twin in twins:
         twin.calibrating = True
     try:
-        graphdef, stats, rest = nnx.split(model, QuantStat, ...)
+        graphdef, stats, rest = nnx.split(model, seen, ...)
         count = 0
         for batch in batches:
-            stats = _observed(forward or _call, graphdef, stats, rest, batch)
+            stats = _observed(forward or _call, graphdef, seen, stats, rest, batch)
             count += 1
         nnx.update(model, stats)
     finally:
@@ -220,18 +232,82 @@ def calibrate_model(
     return model
 
 
+def has_kernel_statistics(model: nnx.Module) -> bool:
+    """Whether a kernel's quantizer follows its weights by statistics (LQ-Nets)."""
+    return any(_observes(twin) for _, twin in quantized_layers(model))
+
+
+def observe_kernels(model: nnx.Module) -> nnx.Module:
+    """Updates the statistics of kernels in place: behind every update of the weights.
+
+    A quantizer whose values follow the weights without a gradient (LQ-Nets) takes one step of its
+    own rule. The training loops of `training` call it; a loop of one's own does so behind its
+    optimizer. Models without such quantizers stay as they are.
+
+    Returns: The same model.
+    """
+    for _, twin in quantized_layers(model):
+        if not _observes(twin):
+            continue
+        quantizer = twin.scheme.weight
+        assert quantizer is not None
+        matrix = twin.view.to_matrix(twin.kernel_variable[...])
+        for name, value in quantizer.observe(matrix, twin.state("kernel")).items():
+            if name not in quantizer.trainable:
+                getattr(twin, f"kernel_{name}")[...] = value
+    return model
+
+
+def _observes(twin: Twin) -> bool:
+    quantizer = twin.scheme.weight
+    return isinstance(twin, TrainTwin) and isinstance(quantizer, Quantizer) and quantizer.observes
+
+
+class Starting:
+    """The filter of NNX for trainable ranges of activations that calibration starts."""
+
+    def __init__(self, model: nnx.Module):
+        """Takes a quantized model; without such ranges the filter lets nothing through."""
+        self._paths = frozenset(
+            (*path.split("/"), f"{part}_{name}") if path else (f"{part}_{name}",)
+            for path, twin in quantized_layers(model)
+            for part in ("input", "output")
+            if (quantizer := getattr(twin.scheme, part)) is not None
+            for name in quantizer.starts
+        )
+
+    def __call__(self, path: tuple[Any, ...], value: Any) -> bool:
+        """Whether the variable at this path is one."""
+        del value
+        return tuple(map(str, path)) in self._paths
+
+    def __bool__(self) -> bool:
+        return bool(self._paths)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Starting) and self._paths == other._paths
+
+    def __hash__(self) -> int:
+        return hash(self._paths)
+
+
 def _call(model: nnx.Module, batch: Any) -> Any:
     return model(batch)
 
 
 # Outside of calibrate_model, so that a training loop that calibrates again does not compile again.
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _observed(
-    forward: Callable[[nnx.Module, Any], Any], graphdef: Any, stats: Any, rest: Any, batch: Any
+    forward: Callable[[nnx.Module, Any], Any],
+    graphdef: Any,
+    seen: Any,
+    stats: Any,
+    rest: Any,
+    batch: Any,
 ) -> Any:
     copy = nnx.merge(graphdef, stats, rest)
     forward(copy, batch)
-    return nnx.state(copy, QuantStat)
+    return nnx.state(copy, seen)
 
 
 def _everything(found: dict[str, Any], preset: str) -> Recipe:

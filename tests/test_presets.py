@@ -25,6 +25,11 @@ LISTED = {
     *("w1_58a16_twn", "w1_58a16_stretched", "w2a16_stretched", "w4a16_pow2", "w5a16_apot"),
     *(f"w{bits}a16_dorefa" for bits in (2, 3, 4, 8)),
     *(f"w{bits}a{bits}_pact" for bits in (2, 3, 4)),
+    *(f"w{bits}a8_kv{kept}" for bits in (4, 8) for kept in (4, 8)),
+    *(f"w{bits}a{a}_n2uq" for bits in (2, 3, 4) for a in (bits, 16)),
+    *(f"w{bits}a16_lq" for bits in (2, 3, 4)),
+    *("w1_58a16_ttq", "w1a16_bitnet", "w1a8_bitnet", "w1a1_xnor_scaled", "w4a16_inq"),
+    *("w5a16_apot_learned", "w3a3_lsqplus", "w4a4_lsqplus", "mxfp4_quest", "mxfp4_quartet"),
 }
 INTEGER = {
     "w8a8",

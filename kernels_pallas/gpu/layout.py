@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels_pallas.config import round_up
 from kernels_pallas.problem import WORD, Problem
@@ -25,6 +26,14 @@ from kernels_pallas.reference import codes
 
 ROWS: Final = 64  # outputs of one warpgroup: the M of wgmma
 BLOCK: Final = 2 * ROWS  # outputs of one block of two warpgroups
+
+
+def line(elements: int, bits: int) -> tuple[plgpu.TilingTransform, plgpu.SwizzleTransform]:
+    """The layout in shared memory of rows of `elements` of `bits`, free of bank conflicts."""
+    swizzle = plgpu.find_swizzle(elements * bits)
+    # Both are concrete; mypy takes an empty body of their base for an abstract method.
+    tiling = plgpu.TilingTransform((8, swizzle * 8 // bits))  # type: ignore[abstract]
+    return tiling, plgpu.SwizzleTransform(swizzle)  # type: ignore[abstract]
 
 
 def tile(problem: Problem, chunk: int) -> int:

@@ -10,10 +10,17 @@ weight.
 `split_k` blocks share one output tile, each with its run of tiles along K; they write float32
 partial results, which one sum in a fixed order joins: the same bits in every run.
 
+For many rows of x (prefill) a block stays: `GpuConfig.blocks` of them take one output tile after
+the other, the words of the next one under way while the last is written, and the two warpgroups
+multiply in turn ("ping-pong"): one makes weights while the tensor core works for the other.
+Products are scaled afterwards there, too: at 128 rows that is an eighth of what the tensor core
+takes, and scaled weights would be rounded a second time.
+
 What is left out: clusters; atomic accumulation, which is not deterministic; rounding the
-activations inside the kernel, and blocks that stay for several tiles, which prefill would want.
+activations inside the kernel (`rounding.py` does it, once for all blocks).
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -27,7 +34,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from kernels_pallas.config import GpuConfig, round_up
 from kernels_pallas.gpu import registers
 from kernels_pallas.gpu.decode import field, float_weights, integer_weights
-from kernels_pallas.gpu.layout import BLOCK, ROWS, Chunked, canonical, chunked, tile
+from kernels_pallas.gpu.layout import BLOCK, ROWS, Chunked, canonical, chunked, line, tile
 from kernels_pallas.gpu.plan import (
     COMPUTE,
     choose,
@@ -55,23 +62,31 @@ def restore(words: Chunked, problem: Problem) -> tuple[jax.Array, ...]:
     return canonical(words, problem)
 
 
-def _line(elements: int, bits: int) -> tuple[plgpu.TilingTransform, plgpu.SwizzleTransform]:
-    """The layout in shared memory of rows of `elements` of `bits`, free of bank conflicts."""
-    swizzle = plgpu.find_swizzle(elements * bits)
-    # Both are concrete; mypy takes an empty body of their base for an abstract method.
-    tiling = plgpu.TilingTransform((8, swizzle * 8 // bits))  # type: ignore[abstract]
-    return tiling, plgpu.SwizzleTransform(swizzle)  # type: ignore[abstract]
-
-
 def _kernel(*refs: Any, problem: Problem, config: GpuConfig, tiles: int) -> None:
     """x [chunks, M, C], planes, scale [G, N] (zero points alike) -> y [splits, N, M], float32."""
     count = 3 if problem.zero_points else 2
     inputs = count + len(problem.widths)
     globals_, out_global = refs[:inputs], refs[inputs]
     shared = refs[inputs + 1 : 2 * inputs + 1]
-    weights_shared, out_shared, ready, free = refs[2 * inputs + 1 :]
-    m_at, n_at = lax.axis_index("m") * config.bm, lax.axis_index("n") * BLOCK
-    split, warpgroup = lax.axis_index("split"), lax.axis_index("warpgroup")
+    weights_shared, out_shared, ready, free, *rest = refs[2 * inputs + 1 :]
+    turn = rest[0] if rest else None
+    warpgroup = lax.axis_index("warpgroup")
+    split: Any = 0
+    outputs: Any = 1  # tiles of this block, one after the other
+    if config.blocks:
+        block, tall = lax.axis_index("block"), out_global.shape[2] // config.bm
+        units = tall * (out_global.shape[1] // BLOCK)
+        outputs = lax.div(units - 1 - block, np.int32(config.blocks)) + 1
+    else:
+        split = lax.axis_index("split")
+
+    def place(index: Any) -> tuple[Any, Any]:
+        """Where the output tile lies along M and N; neighbours along M share the words."""
+        if not config.blocks:
+            return lax.axis_index("m") * config.bm, lax.axis_index("n") * BLOCK
+        unit = block + index * config.blocks
+        return lax.rem(unit, np.int32(tall)) * config.bm, lax.div(unit, np.int32(tall)) * BLOCK
+
     length, chunks = tile(problem, config.chunk), tile(problem, config.chunk) // config.chunk
     steps = tiles // config.split_k
     stages = min(config.stages, steps)
@@ -82,9 +97,11 @@ def _kernel(*refs: Any, problem: Problem, config: GpuConfig, tiles: int) -> None
     def _() -> None:
         plgpu.set_max_registers(40, action="decrease")
 
-        @pl.loop(0, steps)
+        @pl.loop(0, outputs * steps)
         def _(step: Any) -> None:
-            slot, at = lax.rem(step, stages), split * steps + step
+            slot, index = lax.rem(step, stages), lax.div(step, steps)
+            at = split * steps + step - index * steps
+            m_at, n_at = place(index)
 
             @pl.when(step >= stages)
             def _() -> None:
@@ -100,7 +117,7 @@ def _kernel(*refs: Any, problem: Problem, config: GpuConfig, tiles: int) -> None
                 plgpu.copy_gmem_to_smem(source, target.at[slot], ready.at[slot])
 
         # Every phase of a barrier has to be seen by whoever waits on it.
-        @pl.loop(steps - stages, steps)
+        @pl.loop(outputs * steps - stages, outputs * steps)
         def _(step: Any) -> None:
             plgpu.barrier_wait(free.at[lax.rem(step, stages)])
 
@@ -108,30 +125,48 @@ def _kernel(*refs: Any, problem: Problem, config: GpuConfig, tiles: int) -> None
     def _() -> None:
         plgpu.set_max_registers(216, action="increase")
         rows = pl.ds(warpgroup * ROWS, ROWS)
+        if turn is not None:
+            pl.when(warpgroup == 1)(lambda: plgpu.barrier_arrive(turn.at[0]))
 
-        def body(step: Any, total: jax.Array) -> jax.Array:
-            slot = lax.rem(step, stages)
-            plgpu.barrier_wait(ready.at[slot])
-            tile_refs = [ref.at[slot] for ref in shared]
-            total = total + _tile_product(
-                tile_refs, weights_shared.at[warpgroup], rows, problem, config
-            )
-            plgpu.barrier_arrive(free.at[slot])
-            return total
+        @pl.loop(0, outputs)
+        def _(index: Any) -> None:
+            def body(step: Any, total: jax.Array) -> jax.Array:
+                slot = lax.rem(index * steps + step, stages)
+                plgpu.barrier_wait(ready.at[slot])
+                tile_refs = [ref.at[slot] for ref in shared]
+                mine = weights_shared.at[warpgroup]
+                turns = None if turn is None else (turn.at[warpgroup], turn.at[1 - warpgroup])
+                total = total + _tile_product(tile_refs, mine, rows, problem, config, turns)
+                plgpu.barrier_arrive(free.at[slot])
+                return total
 
-        zeros = plgpu.layout_cast(jnp.zeros((ROWS, config.bm), jnp.float32), plgpu.Layout.WGMMA)
-        total = lax.fori_loop(0, steps, body, zeros)
-        out_shared[warpgroup] = total
-        plgpu.commit_smem()
-        target = out_global.at[split, pl.ds(n_at + warpgroup * ROWS, ROWS), pl.ds(m_at, config.bm)]
-        plgpu.copy_smem_to_gmem(out_shared.at[warpgroup], target)
-        plgpu.wait_smem_to_gmem(0)
+            zeros = jnp.zeros((ROWS, config.bm), jnp.float32)
+            zeros = plgpu.layout_cast(zeros, plgpu.Layout.WGMMA)
+            total = lax.fori_loop(0, steps, body, zeros)
+            out_shared[warpgroup] = total.astype(out_shared.dtype)
+            plgpu.commit_smem()
+            m_at, n_at = place(index)
+            across = pl.ds(n_at + warpgroup * ROWS, ROWS)
+            target = out_global.at[split, across, pl.ds(m_at, config.bm)]
+            plgpu.copy_smem_to_gmem(out_shared.at[warpgroup], target)
+            plgpu.wait_smem_to_gmem(0)
+
+        if turn is not None:  # the last phase has to be seen as well
+            pl.when(warpgroup == 0)(lambda: plgpu.barrier_wait(turn.at[0]))
 
 
 def _tile_product(
-    refs: list[Any], weights_ref: Any, rows: Any, problem: Problem, config: GpuConfig
+    refs: list[Any],
+    weights_ref: Any,
+    rows: Any,
+    problem: Problem,
+    config: GpuConfig,
+    turns: tuple[Any, Any] | None,
 ) -> jax.Array:
-    """The scaled product of one tile and one warpgroup, float32 [64, bm]."""
+    """The scaled product of one tile and one warpgroup, float32 [64, bm].
+
+    turns: Barriers of this warpgroup's turn to multiply and of the other's; None: whenever it can.
+    """
     widths, chunk = problem.widths, config.chunk
     x_ref, plane_refs, scale_ref = refs[0], refs[1 : 1 + len(widths)], refs[1 + len(widths)]
     zero_ref = refs[2 + len(widths)] if problem.zero_points else None
@@ -183,7 +218,11 @@ def _tile_product(
                     plgpu.wgmma(acc, stored, x_ref.at[at].T)
             return acc[...]
 
+        if turns is not None:
+            plgpu.barrier_wait(turns[0])
         product = pl.run_scoped(segment, plgpu.ACC(shape, jnp.int32 if integer else jnp.float32))
+        if turns is not None:
+            plgpu.barrier_arrive(turns[1])
         scaled = product.astype(jnp.float32) * lax.broadcast_in_dim(scale, shape, [0])
         total = scaled if total is None else total + scaled
     assert total is not None
@@ -228,7 +267,13 @@ def product(
     tiles, _, padded_n, _ = words.planes[0].shape
     if tiles % config.split_k:
         raise ValueError(f"split_k of {config.split_k} does not divide {tiles} tiles along K.")
+    if config.blocks and config.split_k > 1:
+        raise ValueError(f"blocks that stay ({config.blocks}) and split_k of {config.split_k}.")
     padded_m = round_up(m, config.bm)
+    grid = (padded_m // config.bm, padded_n // BLOCK)
+    units = grid[0] * grid[1]
+    config = dataclasses.replace(config, blocks=min(config.blocks, units))
+    kept = out_dtype if config.blocks else jnp.float32
     x = jnp.pad(x, [(0, padded_m - m), (0, tiles * length - problem.k)])
     x = x.reshape(padded_m, -1, chunk).swapaxes(0, 1)
 
@@ -247,25 +292,26 @@ def product(
     rows = [plane.shape[1] for plane in words.planes]
     partial = plgpu.kernel(
         functools.partial(_kernel, problem=problem, config=config, tiles=tiles),
-        out_type=jax.ShapeDtypeStruct((config.split_k, padded_n, padded_m), jnp.float32),
+        out_type=jax.ShapeDtypeStruct((config.split_k, padded_n, padded_m), kept),
         scratch_types=[
             plgpu.SMEM(
-                (stages, length // chunk, config.bm, chunk), x.dtype, transforms=_line(chunk, bits)
+                (stages, length // chunk, config.bm, chunk), x.dtype, transforms=line(chunk, bits)
             ),
             *(
-                plgpu.SMEM((stages, r, BLOCK, chunk), jnp.int32, transforms=_line(chunk, 32))
+                plgpu.SMEM((stages, r, BLOCK, chunk), jnp.int32, transforms=line(chunk, 32))
                 for r in rows
             ),
             *(plgpu.SMEM((stages, scales, BLOCK), array.dtype) for array in per_group),
             plgpu.SMEM(
-                (2, slots_of(problem, chunk), ROWS, chunk), x.dtype, transforms=_line(chunk, bits)
+                (2, slots_of(problem, chunk), ROWS, chunk), x.dtype, transforms=line(chunk, bits)
             ),
-            plgpu.SMEM((2, ROWS, config.bm), jnp.float32),
+            plgpu.SMEM((2, ROWS, config.bm), kept),
             plgpu.Barrier(num_barriers=stages, num_arrivals=1 + len(rows) + len(per_group)),
             plgpu.Barrier(num_barriers=stages, num_arrivals=2),
+            *([plgpu.Barrier(num_barriers=2, num_arrivals=1)] if config.blocks else []),
         ],
-        grid=(padded_m // config.bm, padded_n // BLOCK, config.split_k),
-        grid_names=("m", "n", "split"),
+        grid=(config.blocks,) if config.blocks else (*grid, config.split_k),
+        grid_names=("block",) if config.blocks else ("m", "n", "split"),
         num_threads=3,
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=False),

@@ -90,7 +90,7 @@ def _segment_product(
 
     Args:
         x: [M, segment], in the compute dtype.
-        parts: Weights [segment, N], as a sum.
+        parts: Weights [segment, N], as a sum; narrow integers, or in the dtype of x.
         offset: What is added to every weight of a group, [J, 1, N]: float for float weights; for
             integers the b of (a * product + b * sum(x)), int32. None: nothing.
         integer: `Integers` of int8 weights, or None.
@@ -114,11 +114,16 @@ def _segment_product(
     for part in parts:
         if offset is not None:
             wide = part.astype(jnp.float32).reshape(count, group, -1) + offset
-            part = wide.reshape(length, -1).astype(part.dtype)
-        product = jnp.dot(x, part, preferred_element_type=jnp.float32)
+            part = wide.reshape(length, -1).astype(x.dtype)
+        product = _dot(x, part, jnp.float32)
         total = product if total is None else total + product
     assert total is not None
     return total.reshape(count, m, -1)
+
+
+def _dot(x: jax.Array, weights: jax.Array, dtype: Any) -> jax.Array:
+    """x [M, K] @ weights [K, N], whose dtypes may differ."""
+    return lax.dot_general(x, weights, (((1,), (0,)), ((), ())), preferred_element_type=dtype)
 
 
 def _constants(problem: Problem) -> tuple[float, int, float]:

@@ -12,11 +12,16 @@ of numbers in C order, little-endian. What differs from orbax's defaults was mea
   with a header that claims too much. It still reads schema 1.
 """
 
+import collections
 import concurrent.futures
+import contextlib
+import hashlib
 import logging
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -24,6 +29,7 @@ from lowbit_jax.checkpoint import zarr
 
 CHUNK: Final = 2**24  # bytes
 _THREADS: Final = 4
+_MOST_OPEN: Final = 256  # files at once; a process has 1,024 by default
 
 
 class Writer:
@@ -60,32 +66,85 @@ class _NoDatabase(logging.Filter):
         return "Skipping merge of OCDBT" not in record.getMessage()
 
 
-def read(folder: epath.Path, target: dict[str, Any]) -> dict[str, Any]:
-    """Reads arrays as `target` has them: a tree of ShapeDtypeStruct with shardings.
+@contextlib.contextmanager
+def reading(
+    folder: epath.Path, target: dict[str, Any], *, hashed: bool = False
+) -> Iterator[Callable[[], tuple[dict[str, Any], dict[str, Any]]]]:
+    """Begins to read arrays as `target` has them: a tree of ShapeDtypeStruct with shardings.
 
-    A process reads the part that its devices need, and that once.
+    A process reads the part that its devices need, and that once. Other work of this thread goes on
+    beside it; each call that reads waits some 5 ms for the interpreter's lock then, which is why
+    files are found and opened before, and the largest are read first.
 
-    Raises:
+    Args:
+        folder: Of the arrays.
+        target: What is read, and where it goes.
+        hashed: Whether the SHA-256 of the arrays' bytes is wanted.
+
+    Yields: What waits for the arrays and returns them, and a tree of their digests: None for an
+        array of which this process reads a part, and without `hashed`.
+
+    Raises: (the yielded function)
         ValueError: An array is missing, truncated or of another shape or type; with its path.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(target)
+    places = [
+        (folder / jax.tree_util.keystr(path, simple=True, separator="."), leaf)
+        for path, leaf in leaves
+    ]
+    order = sorted(range(len(places)), key=lambda i: -places[i][1].size)
+    parts = dict[int, zarr.Part]()
 
-    def one(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        where = folder / jax.tree_util.keystr(path, simple=True, separator=".")
-        try:
-            return _on_devices(where, leaf)
-        except (OSError, ValueError) as error:
-            raise ValueError(_unreadable(where, error)) from error
+    opened = 0
+
+    def find(i: int) -> None:
+        nonlocal opened
+        where, leaf = places[i]
+        box, _ = _needed(leaf)
+        left = _MOST_OPEN - opened
+        with _named(where):
+            parts[i] = zarr.find(where, leaf.shape, leaf.dtype, box, most_open=left)
+        opened += parts[i].opened
+
+    def read(i: int) -> tuple[np.ndarray, str | None]:
+        where, leaf = places[i]
+        with _named(where):
+            host = parts[i].read()
+        whole = hashed and host.shape == leaf.shape
+        return host, hashlib.sha256(memoryview(_flat_bytes(host))).hexdigest() if whole else None
 
     pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
-    with pool:
-        futures = [pool.submit(one, path, leaf) for path, leaf in leaves]
+    try:
+        futures = dict[int, concurrent.futures.Future[tuple[np.ndarray, str | None]]]()
+        wrong: ValueError | None = None
         try:
-            arrays = [future.result() for future in futures]
-        finally:
-            pool.shutdown(cancel_futures=True)  # after an error the rest is of no use
-    result: dict[str, Any] = jax.tree.unflatten(structure, arrays)
-    return result
+            # Behind a network each waits for an answer.
+            each = map if zarr.is_local(folder) else pool.map
+            collections.deque(each(find, order), maxlen=0)
+            futures = {i: pool.submit(read, i) for i in order}
+        except ValueError as error:
+            wrong = error  # what the model itself says is wrong comes first
+
+        def finish() -> tuple[dict[str, Any], dict[str, Any]]:
+            if wrong is not None:
+                raise wrong
+            hosts, digests = zip(*[futures[i].result() for i in range(len(places))], strict=True)
+            arrays = [_on_devices(leaf, x) for (_, leaf), x in zip(places, hosts, strict=True)]
+            return jax.tree.unflatten(structure, arrays), jax.tree.unflatten(structure, digests)
+
+        yield finish
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error the rest is of no use
+        for part in parts.values():
+            part.close()
+
+
+@contextlib.contextmanager
+def _named(where: epath.Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ValueError(_unreadable(where, error)) from error
 
 
 def read_schema_1(folder: epath.Path, target: dict[str, Any]) -> dict[str, Any]:
@@ -108,15 +167,24 @@ def _unreadable(where: epath.Path, error: Exception) -> str:
     )
 
 
-def _on_devices(folder: epath.Path, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    """Reads what the devices of this process need of an array, once, and cuts it for each."""
+def _needed(leaf: jax.ShapeDtypeStruct) -> tuple[zarr.Box, dict[jax.Device, zarr.Box]]:
+    """What the devices of this process need of an array: all of them, and each."""
     sharding = leaf.sharding
     assert isinstance(sharding, jax.sharding.Sharding)
     wanted = sharding.addressable_devices_indices_map(leaf.shape)
     bounds = {device: _bounds(index or (), leaf.shape) for device, index in wanted.items()}
     axes = list(zip(*bounds.values(), strict=True))
     box = tuple((min(a for a, _ in axis), max(b for _, b in axis)) for axis in axes)
-    host = zarr.read(folder, leaf.shape, leaf.dtype, box)
+    return box, bounds
+
+
+def _on_devices(leaf: jax.ShapeDtypeStruct, host: np.ndarray) -> jax.Array:
+    """Cuts what this process needs of an array for its devices."""
+    sharding = leaf.sharding
+    if isinstance(sharding, jax.sharding.SingleDeviceSharding):
+        return jax.device_put(host, sharding)
+    assert isinstance(sharding, jax.sharding.Sharding)
+    box, bounds = _needed(leaf)
     shards = [
         jax.device_put(
             host[tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(own, box, strict=True))],
@@ -125,6 +193,10 @@ def _on_devices(folder: epath.Path, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         for device, own in bounds.items()
     ]
     return jax.make_array_from_single_device_arrays(leaf.shape, sharding, shards)
+
+
+def _flat_bytes(host: np.ndarray) -> np.ndarray:
+    return host.reshape(-1).view(np.uint8)
 
 
 def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> zarr.Box:

@@ -42,9 +42,8 @@ def digests(state: nnx.State) -> Digests:
     return result
 
 
-def differing(expected: dict[str, Any], state: nnx.State) -> list[str]:
-    """Names of the arrays in `state` that have another digest than the manifest's tensors say."""
-    found = digests(state)
+def differing(expected: dict[str, Any], found: Digests) -> list[str]:
+    """Names of the arrays that have another digest than the manifest's tensors say."""
     wrong = []
     for name, entry in expected.items():
         want, got = entry["sha256"], found[name]

@@ -18,6 +18,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from lowbit_jax.checkpoint.manifest import ARRAYS, FILE, previous_of, read_manifest
+from lowbit_jax.checkpoint.zarr import is_local
 
 _PARTIAL = f".{FILE}.partial"
 _TIMEOUT_MS = 600_000
@@ -67,11 +68,6 @@ def commit(path: epath.Path, text: str, arrays: str) -> None:
 def barrier(name: str) -> None:
     """Waits for all processes; may be called from a background thread."""
     ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=_TIMEOUT_MS)
-
-
-def is_local(path: epath.Path) -> bool:
-    """Whether `path` lies on a file system, and not behind a scheme such as gs://."""
-    return "://" not in os.fspath(path)
 
 
 def _current(path: epath.Path) -> str | None:

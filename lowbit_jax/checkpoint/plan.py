@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lowbit_jax.checkpoint import tree as trees
+from lowbit_jax.formats import Learned
 from lowbit_jax.grid import Range
 from lowbit_jax.qtensor import QTensor, encode
 from lowbit_jax.spec import QuantSpec
@@ -59,6 +60,9 @@ def planned_qtensor(shape: tuple[int, ...], dtype: str, spec_json: str) -> QTens
             jnp.ones(scale_shape),
             None if spec.symmetric else jnp.zeros(scale_shape),
             jnp.ones(one) if spec.has_global_scale else None,
+            jnp.ones(spec.format.basis_shape(scale_shape))
+            if isinstance(spec.format, Learned)
+            else None,
         )
         return encode(jnp.zeros(shape, _dtype(dtype)), spec, range_)
 

@@ -5,7 +5,9 @@ What was there stays whole and in use until the new content is complete: see fol
 """
 
 import concurrent.futures
+import functools
 import json
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +18,7 @@ from flax import nnx
 from lowbit_jax import version
 from lowbit_jax.checkpoint import arrays, folder
 from lowbit_jax.checkpoint import tree as trees
-from lowbit_jax.checkpoint.digests import differing, digests
+from lowbit_jax.checkpoint.digests import Digests, differing, digests
 from lowbit_jax.checkpoint.manifest import SCHEMA, is_sha256, located, read_manifest
 from lowbit_jax.checkpoint.plan import planned
 from lowbit_jax.checkpoint.structure import kind_of, structure
@@ -151,12 +153,11 @@ def load(
     else:
         target = _placed(_planned(path, manifest), mesh)
         # The disk is read while the model's structure is traced, which takes about as long.
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            reading = pool.submit(arrays.read, where, target)
+        with arrays.reading(where, target, hashed=verify) as finish:
             graphdef, state = structure(path, manifest, model)
-        tree = reading.result()
+            tree, found = finish()
     restored = trees.from_tree(tree, state)
-    if verify and (wrong := differing(manifest["tensors"], restored)):
+    if verify and (wrong := differing(manifest["tensors"], _sums(manifest, found, restored))):
         raise ValueError(
             f"{path}: the content of {len(wrong)} arrays is not what was saved (their SHA-256 "
             f"differs): {', '.join(wrong[:3])}. The files are damaged or were exchanged; restore "
@@ -178,6 +179,16 @@ def _manifest(model: nnx.Module, state: nnx.State) -> dict[str, Any]:
         "recipe": None if recipe is None else json.loads(recipe.to_json()),
         "tensors": trees.describe(state),
     }
+
+
+def _sums(manifest: dict[str, Any], found: dict[str, Any], state: nnx.State) -> Digests:
+    """The digests of what was read: those made on the way, where this process read all of it."""
+    if jax.process_count() > 1 or None in jax.tree.leaves(found, is_leaf=lambda x: x is None):
+        return digests(state)
+    sums: Digests = {}
+    for name in manifest["tensors"]:
+        sums[name] = functools.reduce(operator.getitem, name.split("/"), found)
+    return sums
 
 
 def _planned(path: epath.Path, manifest: dict[str, Any]) -> dict[str, Any]:

@@ -73,10 +73,11 @@ def _abstract(path: epath.Path, manifest: dict[str, Any], model: nnx.Module | No
 
 def _packed(model: nnx.Module) -> nnx.Module:
     """`pack_model` where only shapes matter: each kernel's is traced once for all of its kind."""
+    made: dict[Any, QTensor] = {}
     train = [twin for _, twin in quantized_layers(model) if isinstance(twin, TrainTwin)]
     for twin in train:
         if twin.scheme.weight is not None:
-            setattr(twin, _FREEZE, functools.partial(_zeros, twin))
+            setattr(twin, _FREEZE, functools.partial(_zeros, twin, made))
     packed = pack_model(model)
     for _, layer in quantized_layers(packed):
         if _FREEZE in vars(layer):
@@ -84,14 +85,17 @@ def _packed(model: nnx.Module) -> nnx.Module:
     return packed
 
 
-def _zeros(twin: TrainTwin) -> QTensor:
-    """A QTensor of zeros such as this layer's kernel becomes."""
-    matrix = twin.view.to_matrix(twin.kernel_variable[...])
-    assert twin.scheme.weight is not None
-    spec = json.dumps(twin.scheme.weight.spec.to_dict())
-    shapes = planned_qtensor(tuple(matrix.shape), str(matrix.dtype), spec)
-    zeros: QTensor = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return zeros
+def _zeros(twin: TrainTwin, made: dict[Any, QTensor]) -> QTensor:
+    """A QTensor of zeros such as this layer's kernel becomes, kept in `made` for the next."""
+    kernel, weight = twin.kernel_variable[...], twin.scheme.weight
+    assert weight is not None
+    kind = (twin.view, kernel.shape, kernel.dtype, weight)
+    if kind not in made:
+        matrix = twin.view.to_matrix(kernel)
+        spec = json.dumps(weight.spec.to_dict())
+        shapes = planned_qtensor(tuple(matrix.shape), str(matrix.dtype), spec)
+        made[kind] = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return made[kind]
 
 
 def _add_imported(twin: Any, path: str, tensors: dict[str, Any]) -> None:

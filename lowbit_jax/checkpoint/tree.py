@@ -9,7 +9,7 @@ from lowbit_jax.checkpoint.manifest import LAYOUT
 from lowbit_jax.ops import Prepared
 from lowbit_jax.qtensor import QTensor
 
-_PARTS = ("scale", "zero_point", "global_scale")
+_PARTS = ("scale", "zero_point", "global_scale", "basis")
 
 
 def to_tree(state: nnx.State) -> dict[str, Any]:

@@ -5,9 +5,11 @@ allocated before all files are known to have the length that the header gives th
 memory is asked for than there are bytes on disk.
 """
 
+import dataclasses
 import itertools
 import json
 import math
+import os
 from typing import Any, Final
 
 import numpy as np
@@ -20,14 +22,71 @@ _MOST_BYTES: Final = 2**16
 _ALIGNMENT: Final = 64  # bytes; XLA's CPU backend takes such memory over without a copy
 
 
-def read(folder: epath.Path, shape: tuple[int, ...], dtype: Any, box: Box) -> np.ndarray:
-    """The elements of an array that lie in a box.
+@dataclasses.dataclass(frozen=True)
+class File:
+    """A file of numbers, open already or not.
+
+    path: Its own.
+    handle: Of the system; None opens it when it is read.
+    """
+
+    path: epath.Path
+    handle: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Without the folder."""
+        return self.path.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A box of an array, found on disk and not yet read.
+
+    Always: the header is that of the array, and each file has the length of a chunk.
+    """
+
+    dtype: np.dtype
+    chunk: tuple[int, ...]
+    box: Box
+    files: tuple[tuple[File, tuple[int, ...]], ...]  # each with its first element's place
+
+    def read(self) -> np.ndarray:
+        """The elements, in memory that XLA takes over without a copy.
+
+        Raises:
+            ValueError: A file is shorter than it was.
+            OSError: It cannot be read.
+        """
+        host = _aligned(tuple(b - a for a, b in self.box), self.dtype)
+        for file, starts in self.files:
+            _read_chunk(file, starts, self.chunk, host, self.box)
+        return host
+
+    @property
+    def opened(self) -> int:
+        """How many files `find` opened."""
+        return sum(file.handle is not None for file, _ in self.files)
+
+    def close(self) -> None:
+        """Gives back what `find` opened."""
+        for file, _ in self.files:
+            if file.handle is not None:
+                os.close(file.handle)
+
+
+def find(
+    folder: epath.Path, shape: tuple[int, ...], dtype: Any, box: Box, *, most_open: int = 0
+) -> Part:
+    """The part of an array that lies in a box; nothing is allocated for it yet.
 
     Args:
         folder: The array's.
         shape: Of the whole array; it and `dtype` have to be those on disk.
         dtype: Of its elements.
         box: First element and end along each axis.
+        most_open: How many files may be opened here, in which case they have to be closed. It is
+            for files of a local disk.
 
     Raises:
         ValueError: The array is another, a file has another length, or the header is none.
@@ -36,20 +95,36 @@ def read(folder: epath.Path, shape: tuple[int, ...], dtype: Any, box: Box) -> np
     dtype = np.dtype(dtype)
     chunk = _chunk_shape(folder / _HEADER, shape, dtype)
     grid = [range(a // n, -(-b // n)) for (a, b), n in zip(box, chunk, strict=True)]
-    files = {at: folder / (".".join(map(str, at)) or "0") for at in itertools.product(*grid)}
     size = math.prod(chunk) * dtype.itemsize
-    for file in files.values():
-        if (found := file.stat().length) != size:
-            raise ValueError(f"{file.name} has {found} bytes instead of {size}")
-    host = _aligned(tuple(b - a for a, b in box), dtype)
-    for at, file in files.items():
-        starts = [i * n for i, n in zip(at, chunk, strict=True)]
-        _read_chunk(file, starts, chunk, host, box)
-    return host
+    hold = is_local(folder) and math.prod(map(len, grid)) <= most_open
+    files = list[tuple[File, tuple[int, ...]]]()
+    try:
+        # One at a time: a header may claim more files than there is memory for their names.
+        for at in itertools.product(*grid):
+            path = folder / (".".join(map(str, at)) or "0")
+            file = File(path, os.open(path, os.O_RDONLY) if hold else None)
+            files.append((file, tuple(i * n for i, n in zip(at, chunk, strict=True))))
+            found = path.stat().length if file.handle is None else os.fstat(file.handle).st_size
+            if found != size:
+                raise ValueError(f"{file.name} has {found} bytes instead of {size}")
+    except BaseException:
+        Part(dtype, chunk, box, tuple(files)).close()
+        raise
+    return Part(dtype, chunk, box, tuple(files))
+
+
+def read(folder: epath.Path, shape: tuple[int, ...], dtype: Any, box: Box) -> np.ndarray:
+    """The elements of an array that lie in a box. Arguments and errors: as `find`, `Part.read`."""
+    return find(folder, shape, dtype, box).read()
+
+
+def is_local(path: epath.Path) -> bool:
+    """Whether `path` lies on a file system, and not behind a scheme such as gs://."""
+    return "://" not in os.fspath(path)
 
 
 def _read_chunk(
-    file: epath.Path, starts: list[int], chunk: tuple[int, ...], host: np.ndarray, box: Box
+    file: File, starts: tuple[int, ...], chunk: tuple[int, ...], host: np.ndarray, box: Box
 ) -> None:
     """Puts what a chunk and the box share into its place."""
     shared = [
@@ -68,23 +143,30 @@ def _read_chunk(
     ]
 
 
-def _fill(file: epath.Path, array: np.ndarray) -> None:
+def _fill(file: File, array: np.ndarray) -> None:
     view = memoryview(array.reshape(-1).view(np.uint8))
-    done = 0
-    with file.open("rb") as opened:
+    if file.handle is not None:
+        # The fewest calls: each gives the interpreter's lock away and waits for it again.
+        done = os.preadv(file.handle, [view], 0) if len(view) else 0
         while done < len(view):
-            count = opened.readinto(view[done:])
-            if not count:
-                raise ValueError(f"{file.name} ends after {done} bytes instead of {len(view)}")
-            done += count
+            done += _some(os.preadv(file.handle, [view[done:]], done), file, done, len(view))
+        return
+    done = 0
+    with file.path.open("rb") as opened:
+        while done < len(view):
+            done += _some(opened.readinto(view[done:]), file, done, len(view))
+
+
+def _some(count: int, file: File, done: int, size: int) -> int:
+    if not count:
+        raise ValueError(f"{file.name} ends after {done} bytes instead of {size}")
+    return count
 
 
 def _chunk_shape(file: epath.Path, shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, ...]:
     """The shape of a file's part, once the header has been found to be that of this array."""
-    if file.stat().length > _MOST_BYTES:
-        raise ValueError(f"{file.name} has more than {_MOST_BYTES} bytes")
     try:
-        header = json.loads(file.read_text())
+        header = json.loads(_text(file))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file.name} is no JSON: {error}") from None
     expected = {
@@ -110,6 +192,22 @@ def _chunk_shape(file: epath.Path, shape: tuple[int, ...], dtype: np.dtype) -> t
     ):
         raise ValueError(f"chunks {repr(chunk)[:80]} do not fit the shape {list(shape)}")
     return tuple(chunk)
+
+
+def _text(file: epath.Path) -> bytes:
+    """A header's bytes. Raises ValueError for more of them than a header has."""
+    if is_local(file):
+        # A third of the calls, of which a model needs hundreds.
+        handle = os.open(file, os.O_RDONLY)
+        try:
+            raw = os.read(handle, _MOST_BYTES + 1)
+        finally:
+            os.close(handle)
+    else:
+        raw = file.read_bytes() if file.stat().length <= _MOST_BYTES else bytes(_MOST_BYTES + 1)
+    if len(raw) > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES} bytes")
+    return raw
 
 
 def _name(dtype: np.dtype) -> str:

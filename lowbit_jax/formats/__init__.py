@@ -21,16 +21,22 @@ computing a value agree bit for bit.
 | pow2_3, pow2_4| b    | 0 and +-2**-i, i = 0 .. 2**(b-1) - 2          | the c-th, ascending      |
 | apot5         | 5    | 0, +-(p + q); p: 0, 1, 1/4, 1/16, q: half of p | the c-th, ascending     |
 | codebook(...) | 1..8 | one's own                                     | the c-th, ascending      |
+| ternary_learned | 2  | -W_n, 0, W_p, learned                         | the c-th                 |
+| basis2 .. basis4 | b | +-v_1 .. +-v_b, learned                       | bit p: the sign of v_p+1 |
 
 int1 is binary: half-shifted levels of one bit differ from it by a factor of the scale. The
 stretched ternary and 2-bit levels of ParetoQ (arXiv:2502.02631) are `ternary` and `int2_half` with
 scales of 2/3 and 1/2 of its alpha; only its gradient is its own (`quantizers.StretchedElastic`).
 """
 
+from lowbit_jax.formats.learned import Learned, signed_sums
 from lowbit_jax.formats.normal import normal_codebook
 from lowbit_jax.formats.registry import (
     ALL,
     APOT5,
+    BASIS2,
+    BASIS3,
+    BASIS4,
     BINARY,
     FP4_E2M1,
     FP6_E2M3,
@@ -59,10 +65,12 @@ from lowbit_jax.formats.registry import (
     INT8,
     INT8_HALF,
     INT8_NARROW,
+    LEARNED,
     NF4,
     POW2_3,
     POW2_4,
     TERNARY,
+    TERNARY_LEARNED,
     UINT2,
     UINT3,
     UINT4,
@@ -79,6 +87,9 @@ from lowbit_jax.formats.types import Codebook, Format, IntGrid, Minifloat, codeb
 __all__ = [
     "ALL",
     "APOT5",
+    "BASIS2",
+    "BASIS3",
+    "BASIS4",
     "BINARY",
     "FP4_E2M1",
     "FP6_E2M3",
@@ -107,10 +118,12 @@ __all__ = [
     "INT8",
     "INT8_HALF",
     "INT8_NARROW",
+    "LEARNED",
     "NF4",
     "POW2_3",
     "POW2_4",
     "TERNARY",
+    "TERNARY_LEARNED",
     "UINT2",
     "UINT3",
     "UINT4",
@@ -121,10 +134,12 @@ __all__ = [
     "Codebook",
     "Format",
     "IntGrid",
+    "Learned",
     "Minifloat",
     "codebook",
     "from_key",
     "get",
     "normal_codebook",
+    "signed_sums",
     "to_key",
 ]

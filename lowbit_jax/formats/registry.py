@@ -3,6 +3,7 @@
 import difflib
 from typing import Any, Final
 
+from lowbit_jax.formats.learned import Learned, signed_sums
 from lowbit_jax.formats.types import Codebook, Format, IntGrid, Minifloat
 
 
@@ -90,6 +91,14 @@ POW2_3: Final = _powers_of_two(3)
 POW2_4: Final = _powers_of_two(4)
 APOT5: Final = _sums_of_two_powers()
 
+# TTQ's -W_n, 0, W_p; the basis is (W_n, W_p).
+TERNARY_LEARNED: Final = Learned("ternary_learned", 2, ((-1, 0), (0, 0), (0, 1)))
+BASIS2: Final = signed_sums(2)
+BASIS3: Final = signed_sums(3)
+BASIS4: Final = signed_sums(4)
+# Beside ALL, whose formats can be rounded to without an array of learned values.
+LEARNED: Final = (TERNARY_LEARNED, BASIS2, BASIS3, BASIS4)
+
 ALL: Final[tuple[Format, ...]] = (
     INT2, INT3, INT4, INT5, INT6, INT7, INT8, INT4_NARROW, INT8_NARROW,
     UINT2, UINT3, UINT4, UINT5, UINT6, UINT7, UINT8,
@@ -98,7 +107,7 @@ ALL: Final[tuple[Format, ...]] = (
     INT3_HALF, INT4_HALF, INT5_HALF, INT6_HALF, INT7_HALF, INT8_HALF,
     FP6_E2M3, FP6_E3M2, POW2_3, POW2_4, APOT5,
 )  # fmt: skip
-_BY_NAME: Final = {fmt.name: fmt for fmt in ALL} | {"int1": INT1}
+_BY_NAME: Final = {fmt.name: fmt for fmt in (*ALL, *LEARNED)} | {"int1": INT1}
 
 
 def get(name: str) -> Format:

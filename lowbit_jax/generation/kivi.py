@@ -29,9 +29,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int32
 
-from lowbit_jax.generation import packed_attention as over
 from lowbit_jax.generation.kivi_codes import KeyCodes, KiviSpec, ValueCodes, rows
 from lowbit_jax.models.attention import visible
+from lowbit_jax.ops import packed_attention as over
 
 __all__ = ["KiviCache", "KiviSpec"]
 

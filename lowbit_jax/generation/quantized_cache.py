@@ -2,12 +2,11 @@
 
 A row of head_dim elements gets one scale, its largest magnitude, as activations per token do, so
 that it can multiply a score or a weight instead of a key or a value: attention takes the codes as
-they lie, and no dense cache is ever made (see `packed_attention`).
+they lie, and no dense cache is ever made (see `ops.attend`, which has kernels for TPU and Hopper).
 
 `quantized_cache` also makes KIVI's cache, which has a module of its own.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final, Literal
@@ -18,11 +17,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int32
 
+from lowbit_jax import ops
 from lowbit_jax.formats import FP8_E4M3, INT4, INT8
-from lowbit_jax.generation import packed_attention as over
 from lowbit_jax.generation.kivi import KiviCache, KiviSpec
 from lowbit_jax.models import KVCache
-from lowbit_jax.models.attention import visible
+from lowbit_jax.ops.attention import Implementation
 from lowbit_jax.qtensor import QTensor, quantize
 from lowbit_jax.spec import FLOAT16, PerToken, QuantSpec
 
@@ -38,28 +37,6 @@ KIVI: Final[Mapping[str, KiviSpec]] = MappingProxyType(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Levels:
-    """`packed_attention.Rows` of a QTensor with a scale per position and head."""
-
-    qtensor: QTensor
-
-    @property
-    def positions(self) -> int:
-        return self.qtensor.shape[1]
-
-    @property
-    def unit(self) -> int:
-        return 1
-
-    def decode(self, start: Any, count: int) -> tuple[Array, Array]:
-        rows: QTensor = jax.tree.map(
-            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, count, axis=1), self.qtensor
-        )
-        levels = rows.spec.format.decode(rows.codes())
-        return levels, rows.scale[..., 0].astype(jnp.float32)
-
-
 class QuantizedKVCache(nnx.Module):
     """Keys and values of one layer, quantized per position and head, at a fixed capacity.
 
@@ -69,6 +46,7 @@ class QuantizedKVCache(nnx.Module):
     Attributes:
         key, value: QTensor [batch, capacity, kv_heads, head_dim].
         filled: Positions held, int32.
+        implementation: What attends; see `ops.attend`.
     """
 
     def __init__(
@@ -79,8 +57,11 @@ class QuantizedKVCache(nnx.Module):
         head_dim: int,
         dtype: DTypeLike,
         spec: QuantSpec,
+        *,
+        implementation: Implementation | None = None,
     ):
         """An empty cache whose `update` gives arrays of `dtype`."""
+        self.implementation = implementation
         empty = jnp.zeros((batch, capacity, kv_heads, head_dim), dtype)
         self.key = nnx.Cache(quantize(empty, spec))
         self.value = nnx.Cache(quantize(empty, spec))
@@ -122,18 +103,17 @@ class QuantizedKVCache(nnx.Module):
 
         Raises: ValueError: One call brings more positions than the cache can ever hold.
         """
-        positions = self.length + jnp.arange(key.shape[1], dtype=jnp.int32)
         self._take_in(key, value)
-        keys, values = _Levels(self.key.get_value()), _Levels(self.value.get_value())
-        weights = over.joint_softmax(
-            over.packed_scores(over.grouped(query, key.shape[2]), keys),
-            visible(positions, keys.positions, window),
-            head_dim=query.shape[-1],
+        return ops.attend(
+            query,
+            self.key.get_value(),
+            self.value.get_value(),
+            self.length,
+            window=window,
             scale=scale,
             softcap=softcap,
+            implementation=self.implementation,
         )
-        y = over.packed_sum(weights, values, query.dtype)
-        return y.reshape(query.shape).astype(query.dtype)
 
     def _take_in(self, key: Array, value: Array) -> None:
         new, capacity = key.shape[1], self.key.get_value().shape[1]

@@ -1,12 +1,14 @@
 """One door for all files: `load_model(path)` decides by what the path is."""
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any, Final
 
+import tokenizers
 from flax import nnx
 
-from lowbit_jax.data.tokenizers import Tokenizer
+from lowbit_jax.data.tokenizers import SubwordTokenizer, Tokenizer
 from lowbit_jax.interop import gguf, gguf_models, huggingface, torch_models, torch_pickle
 from lowbit_jax.interop.gguf_tokenizers import tokenizer_of
 from lowbit_jax.interop.hf_tokenizers import load_tokenizer
@@ -79,7 +81,30 @@ def _folder(path: Path, weights: Weights) -> Imported:
     if not (path / huggingface.CONFIG).is_file():
         raise ValueError(f"{path}: a folder without {huggingface.CONFIG}; a model is {_KINDS}.")
     model, architecture = huggingface.load_decoder(path, weights)
-    return Imported(model, load_tokenizer(path), _source(path, "huggingface", architecture))
+    tokenizer = load_tokenizer(path)
+    if tokenizer is not None:
+        _check_vocabulary(path, tokenizer, model.config.vocab)
+    return Imported(model, tokenizer, _source(path, "huggingface", architecture))
+
+
+def _check_vocabulary(path: Path, tokenizer: SubwordTokenizer, rows: int) -> None:
+    """Raises ValueError for tokens of text without an embedding, warns of added ones.
+
+    Published models of text keep marks of their siblings that see images (Gemma 3's).
+    """
+    engine = tokenizers.Tokenizer.from_str(tokenizer.definition)
+    texts = max(engine.get_vocab(with_added_tokens=False).values(), default=-1) + 1
+    if texts > rows:
+        raise ValueError(
+            f"{path}: the tokenizer has {texts} tokens, and the embedding only {rows} rows: they "
+            "do not belong together."
+        )
+    if tokenizer.vocab > rows:
+        warnings.warn(
+            f"{path}: the embedding has no rows for the added tokens of the tokenizer from {rows} "
+            f"to {tokenizer.vocab - 1}. Texts that spell one cannot be read by the model.",
+            stacklevel=3,
+        )
 
 
 def _source(path: Path, kind: str, architecture: str) -> dict[str, Any]:

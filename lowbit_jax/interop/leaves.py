@@ -5,12 +5,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from lowbit_jax.formats import Learned
 from lowbit_jax.interop.codecs.parts import Kernel
 from lowbit_jax.models import Decoder
 from lowbit_jax.nn import Packed, PackedTwin, QuantStat, TrainTwin
+from lowbit_jax.ops.fp4_training import block_hadamard
 from lowbit_jax.qtensor import QTensor
 from lowbit_jax.scheme import LayerScheme
 from lowbit_jax.spec import QuantSpec
@@ -80,12 +83,19 @@ def _leaf(path: str, value: Any, twin: Any, layer: int | None = None) -> Leaf:
         return None if variable is None else np.asarray(own(variable.get_value()))
 
     def kernel() -> Kernel:
+        _check_codes(path, value, scheme)
+        return stored()
+
+    def stored() -> Kernel:
         permutation, divisor = of_twin("input_permutation"), of_twin("kernel_global_divisor")
         return Kernel(own(value), permutation, divisor)
 
     def array() -> np.ndarray:
         if isinstance(value, QTensor):
-            values = kernel().dequantize()
+            values = stored().dequantize()
+            if scheme is not None and scheme.hadamard:
+                rotated = block_hadamard(jnp.asarray(values.T), scheme.hadamard)
+                values = np.asarray(rotated).T
             return values.T if path.endswith("embedding") else values
         return np.asarray(jax.device_get(own(value))).astype(np.float32)
 
@@ -96,3 +106,18 @@ def _leaf(path: str, value: Any, twin: Any, layer: int | None = None) -> Leaf:
     if spec is not None and path.endswith("embedding"):
         shape = shape[::-1]
     return Leaf(path, shape, scheme, spec, array, kernel, state)
+
+
+def _check_codes(path: str, value: Any, scheme: LayerScheme | None) -> None:
+    """Raises NotImplementedError for codes that stand for nothing outside this library."""
+    if isinstance(value, QTensor) and isinstance(value.spec.format, Learned):
+        raise NotImplementedError(
+            f"{path}: the values of {value.spec.format.name} are learned, and no file format of "
+            "others holds them beside codes. The nearest that fits: the float values (dense), or a "
+            "quantizer of constant ones, such as w1_58a16 or w2a16_lsq."
+        )
+    if scheme is not None and scheme.hadamard:
+        raise NotImplementedError(
+            f"{path}: codes behind a Hadamard rotation of {scheme.hadamard} inputs, which no file "
+            "format of others says. The nearest that fits: the float values (dense), or mxfp4."
+        )

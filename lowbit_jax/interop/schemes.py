@@ -256,10 +256,12 @@ def _weights(kernel: Kernel) -> dict[str, Any]:
         strategy = "tensor_group"
     elif n != 1:
         strategy, size = "block", None
+    integer = q.spec.format.name.startswith(("int", "uint", "ternary"))
     return {
         "num_bits": q.spec.bits,
-        "type": "int" if q.spec.format.name.startswith(("int", "uint", "ternary")) else "float",
-        "symmetric": is_signed_grid(q.spec.format) or q.spec.scale_format in _LEVELS,
+        "type": "int" if integer else "float",
+        # The library asks for zero points of asymmetric ones, and makes up those it misses.
+        "symmetric": is_signed_grid(q.spec.format) or not integer,
         "strategy": strategy,
         "group_size": size,
         "block_structure": [n, k] if strategy == "block" else None,

@@ -6,7 +6,8 @@ quantized one. Padding, dtypes, precision, sharding and whatever Flax adds later
 """
 
 import abc
-from typing import Any, ClassVar, override
+import types
+from typing import Any, ClassVar, Final, override
 
 import jax
 import jax.numpy as jnp
@@ -101,17 +102,23 @@ class Twin(nnx.Module, abc.ABC):
 
     def quantize_activation(self, part: str, x: Array) -> Array:
         """Activations on the grid of their part ("input" or "output"), if the scheme has one."""
+        if getattr(self.scheme, part) is None:
+            return x
+        rows = self.quantized_rows(part, x)
+        return self.unrows(rows, x) if part == "input" else rows
+
+    def quantized_rows(self, part: str, x: Array) -> Array:
+        """Like `quantize_activation`, in the layout of `rows`."""
+        rows = self.rows(x) if part == "input" else x
         quantizer: Quantizer | None = getattr(self.scheme, part)
         if quantizer is None:
-            return x
-        rows = self.rows(x) if part == "input" else x
+            return rows
         state = self.state(part)
         if self.calibrating and state:
             state = quantizer.observe(rows, state)
             for name, value in state.items():
                 getattr(self, f"{part}_{name}")[...] = value
-        rows = quantizer.fake_quant(rows, state)
-        return self.unrows(rows, x) if part == "input" else rows
+        return quantizer.fake_quant(rows, state)
 
     def call(self, x: Array, *args: Any, method: str = "__call__", **kwargs: Any) -> Array:
         """The float layer's own method, with quantized operands."""
@@ -150,16 +157,48 @@ class Twin(nnx.Module, abc.ABC):
         return integer_product(x_hat, w_hat, x_levels, x_scale, w_levels, w_scale, op, dtype)
 
 
+_STATIC: Final = (bool, int, float, str, type, types.FunctionType, jnp.dtype)
+
+
 def adopt(twin: Twin, layer: nnx.Module) -> None:
     """Gives a twin every attribute of the layer it replaces, the same variables included."""
     for name, value in vars(layer).items():
-        if not name.startswith("_pytree__"):
+        if name.startswith("_pytree__"):
+            continue
+        if value is None or isinstance(value, _STATIC):
+            # Flax's check of every assignment is most of what a twin costs; it checks all once more
+            # when __init__ is done, and takes what stands there by then for static.
+            vars(twin)[name] = value
+        else:
             # Flax takes an array (a convolution's mask) for data by itself, but not a traced one.
             setattr(twin, name, nnx.data(value) if isinstance(value, jax.Array) else value)
 
 
+def _gradient_stream(kernel: Array) -> nnx.RngStream:
+    """A stream of keys; kernels that start from other numbers have other ones.
+
+    Raises:
+        NotImplementedError: A stack of kernels, which a scan would cut along the keys.
+    """
+    if kernel.ndim != 2:
+        raise NotImplementedError(
+            f"FP4 backward products of a stack of kernels {kernel.shape}: its layers would need a "
+            "random stream each. Use a model with stacked=False."
+        )
+    bits = jax.lax.bitcast_convert_type(kernel.reshape(-1)[0].astype(jnp.float32), jnp.uint32)
+    return nnx.RngStream(jax.random.fold_in(jax.random.key(0), bits), tag="gradients")
+
+
 class TrainTwin(Twin):
-    """A twin that trains: the kernel stays a float nnx.Param and is quantized in every call."""
+    """A twin that trains: the kernel stays a float nnx.Param and is quantized in every call.
+
+    Attributes:
+        gradient_stream: Keys of an FP4 backward pass; None without one.
+    """
+
+    rotates: ClassVar[bool] = False
+    """Whether it knows the scheme's `hadamard` and `backward`."""
+    gradient_stream: nnx.RngStream | None
 
     def __init__(self, layer: nnx.Module, scheme: LayerScheme):
         """Takes the place of a float layer; its variables are shared, not copied.
@@ -172,6 +211,15 @@ class TrainTwin(Twin):
         self.scheme = scheme
         self.calibrating = False
         check_scheme(scheme)
+        if (scheme.hadamard or scheme.backward != "float") and not self.rotates:
+            raise NotImplementedError(
+                f"{type(self).__name__}: Hadamard rotations and FP4 backward products are those of "
+                f"Linear layers; this scheme has hadamard={scheme.hadamard}, backward="
+                f"{scheme.backward!r}."
+            )
+        self.gradient_stream = nnx.data(None)
+        if scheme.backward != "float":
+            self.gradient_stream = _gradient_stream(self.kernel_variable[...])
         matrix = self.view.to_matrix(self.kernel_variable[...])
         if scheme.weight is not None:
             scheme.weight.spec.scale_shape(matrix.shape)
@@ -230,6 +278,7 @@ class PackedTwin(Twin):
     def __init__(self, layer: TrainTwin):
         """Packs a trained twin; the layer itself is left as it was."""
         adopt(self, layer)
+        del self.gradient_stream  # type: ignore[attr-defined]  # adopted
         for name in [n for n, v in vars(self).items() if isinstance(v, nnx.Variable)]:
             if name.startswith("kernel_"):
                 delattr(self, name)  # stored ranges live on in the QTensor
@@ -315,6 +364,10 @@ class PackedTwin(Twin):
 def check_scheme(scheme: LayerScheme) -> None:
     """Raises NotImplementedError if the scheme's product does not fit its formats."""
     if scheme.product == "int8":
+        if scheme.hadamard or scheme.backward != "float":
+            raise NotImplementedError(
+                "int8 product: no rotation and no FP4 backward pass. Use product='float'."
+            )
         if scheme.weight is None or scheme.input is None:
             raise NotImplementedError(
                 "int8 product: needs a quantized kernel and quantized inputs."

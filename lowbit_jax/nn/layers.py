@@ -1,6 +1,7 @@
 """The twins: for every supported Flax layer one to train (Q...) and one to serve (Packed...)."""
 
 import abc
+import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
@@ -21,6 +22,7 @@ from lowbit_jax.nn.views import (
     linear_general_view,
     linear_view,
 )
+from lowbit_jax.ops.fp4_training import block_hadamard, fp4_backward_product
 from lowbit_jax.ops.integer import DotGeneral, EinsumProduct
 from lowbit_jax.ops.lookup import lookup
 from lowbit_jax.ops.matmul import matmul
@@ -51,6 +53,12 @@ class _Linear(Twin):
     def __call__(self, inputs: Array, out_sharding: Any = None) -> Array:
         """Like the float layer."""
         return self.call(inputs, out_sharding=out_sharding)
+
+    def rows(self, x: Array) -> Array:
+        return block_hadamard(x, self.scheme.hadamard) if self.scheme.hadamard else x
+
+    def unrows(self, rows: Array, like: Array) -> Array:
+        return self.rows(rows)  # a rotation that is its own inverse
 
     def integer_operations(self, x: Array) -> dict[str, Any]:
         def dot_general(x_hat, w_hat, dimension_numbers, *, preferred_element_type=None, **_):
@@ -153,12 +161,33 @@ def _split_last(rows: Array, axes: tuple[int, ...], shape: tuple[int, ...]) -> A
 
 
 class QLinear(_Linear, TrainTwin):
-    """`nnx.Linear` that trains on its grid."""
+    """`nnx.Linear` that trains on its grid, rotated if the scheme says so."""
+
+    rotates: ClassVar[bool] = True
 
     @property
     def view(self) -> MatrixView:
-        """The kernel as it is."""
-        return linear_view(self)
+        """The kernel as it is, or rotated along its inputs."""
+        return dataclasses.replace(linear_view(self), hadamard=self.scheme.hadamard)
+
+    def call(self, x: Array, *args: Any, method: str = "__call__", **kwargs: Any) -> Array:
+        """Like `Twin.call`; rotated operands are multiplied as they are."""
+        if not (self.scheme.hadamard or self.gradient_stream):
+            return super().call(x, *args, method=method, **kwargs)
+        stream = self.gradient_stream
+        key = None if stream is None else stream()
+        kernel = self.view.to_matrix(self.kernel_variable[...])
+        if self.scheme.weight is not None:
+            kernel = self.scheme.weight.fake_quant(kernel, self.state("kernel"))
+
+        def dot_general(x, w, dimension_numbers, *, preferred_element_type=None, **_):
+            y = x @ w if key is None else fp4_backward_product(x, w, key)
+            return y.astype(preferred_element_type or y.dtype)
+
+        stand_in = StandIn(self, kernel=kernel, dot_general=dot_general)
+        x_hat = self.quantized_rows("input", x)
+        y = getattr(self.float_class, method)(stand_in, x_hat, *args, **kwargs)
+        return self.quantize_activation("output", y)
 
 
 class QLinearGeneral(_LinearGeneral, TrainTwin):

@@ -16,7 +16,10 @@ import dataclasses
 import math
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array
+
+from lowbit_jax.ops.fp4_training import block_hadamard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +32,7 @@ class MatrixView:
         order: Permutation of the split axes to (stack.., K.., N..).
         stack_axes: How many of them are stack.
         k_axes: How many of them are K.
+        hadamard: Order of the Hadamard rotation of consecutive rows of the matrix; 0: none.
     """
 
     kernel_shape: tuple[int, ...]
@@ -36,6 +40,7 @@ class MatrixView:
     order: tuple[int, ...]
     stack_axes: int
     k_axes: int
+    hadamard: int = 0
 
     @property
     def matrix_shape(self) -> tuple[int, ...]:
@@ -54,10 +59,17 @@ class MatrixView:
         x = kernel.reshape(*lead, *self.split_shape)
         if self.order != tuple(range(len(self.order))):
             x = x.transpose(*range(len(lead)), *(len(lead) + axis for axis in self.order))
-        return x.reshape(*lead, *self.matrix_shape)
+        return self._rotated(x.reshape(*lead, *self.matrix_shape))
+
+    def _rotated(self, matrix: Array) -> Array:
+        if not self.hadamard:
+            return matrix
+        rows = block_hadamard(matrix.astype(jnp.float32).swapaxes(-1, -2), self.hadamard)
+        return rows.swapaxes(-1, -2).astype(matrix.dtype)
 
     def from_matrix(self, matrix: Array) -> Array:
         """The inverse of `to_matrix`."""
+        matrix = self._rotated(matrix)
         lead = matrix.shape[: matrix.ndim - self.stack_axes - 2]
         x = matrix.reshape(*lead, *(self.split_shape[axis] for axis in self.order))
         if self.order != tuple(range(len(self.order))):

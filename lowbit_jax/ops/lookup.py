@@ -37,7 +37,8 @@ def lookup(tokens: Int[Array, "*batch"], qtensor: QTensor | Prepared) -> Float[A
     words = backends.get(matrix.meta.target).columns(matrix.words, matrix.meta, at)
     zero_point = None if matrix.zero_point is None else jnp.take(matrix.zero_point, at, axis=-1)
     meta = dataclasses.replace(matrix.meta, n=at.size, target="xla")
-    picked = Prepared(words, jnp.take(matrix.scale, at, axis=-1), zero_point, meta)
+    basis = None if matrix.basis is None else jnp.take(matrix.basis, at, axis=-1)
+    picked = Prepared(words, jnp.take(matrix.scale, at, axis=-1), zero_point, meta, basis)
     entries = picked.dequantize().T
     entries = jnp.where(inside[:, None], entries, jnp.full_like(entries, jnp.nan))
     return entries.reshape(*tokens.shape, matrix.meta.k)

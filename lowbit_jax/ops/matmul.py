@@ -1,7 +1,7 @@
 """`matmul(x, qtensor)`: one operation for every format, whatever computes it."""
 
 import math
-from typing import Literal
+from typing import Final, Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -14,6 +14,11 @@ from lowbit_jax.qtensor import QTensor
 from lowbit_jax.spec import Block
 
 Implementation = Literal["mosaic_gpu", "mosaic_tpu", "cpu", "xla", "interpret"]
+PREFILL: Final = 1024
+"""Float rows from which on a GPU dequantizes the matrix once, for cuBLAS, unless told otherwise.
+
+The Hopper kernel is made for decoding, and unpacks a weight anew for each of its blocks of rows.
+"""
 _NAMES = ("mosaic_gpu", "mosaic_tpu", "cpu", "xla", "interpret")
 
 
@@ -39,7 +44,8 @@ def matmul(
             the implementation has one.
         implementation: "cpu" (C++), "mosaic_gpu", "mosaic_tpu" (Pallas), "interpret" (the kernel of
             the TPU in Pallas' interpreter), "xla" (dequantize inside the program). None chooses by
-            platform and matrix; a name obeys or raises.
+            platform, matrix and rows (from `PREFILL` float rows on, a GPU takes "xla"); a name
+            obeys or raises.
         out_dtype: Of the result; default that of `x`.
         bias: Added to the product.
 
@@ -51,9 +57,9 @@ def matmul(
     """
     _check(x, qtensor, act, implementation, bias)
     matrix = qtensor if isinstance(qtensor, Prepared) else canonical(qtensor)
-    name = implementation or _choose(matrix, act)
-    _check_implementation(matrix, name, act)
     lead = x.shape[:-1]
+    name = implementation or _choose(matrix, act, math.prod(lead))
+    _check_implementation(matrix, name, act)
     dtype = jnp.dtype(out_dtype or x.dtype)
     flat = x.reshape(math.prod(lead), x.shape[-1])
     y = rules.product(flat, matrix, name, act, dtype).reshape(*lead, matrix.meta.n)
@@ -62,11 +68,13 @@ def matmul(
     return y
 
 
-def _choose(matrix: Prepared, act: str | None) -> str:
+def _choose(matrix: Prepared, act: str | None, rows: int) -> str:
     target = matrix.meta.target
-    if target != "xla" and backends.get(target).why_not(matrix.meta, act) is None:
-        return target
-    return backends.choose(matrix.meta, act) if target == "xla" else "xla"
+    if target == "xla":
+        name = backends.choose(matrix.meta, act)
+    else:
+        name = target if backends.get(target).why_not(matrix.meta, act) is None else "xla"
+    return "xla" if name == "mosaic_gpu" and act is None and rows >= PREFILL else name
 
 
 def _check_implementation(matrix: Prepared, name: str, act: str | None) -> None:

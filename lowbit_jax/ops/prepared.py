@@ -2,15 +2,17 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+import kernels_cpu
 from lowbit_jax import packing
 from lowbit_jax.blocks import BlockView
-from lowbit_jax.grid import Range, effective_scale, from_levels
+from lowbit_jax.grid import Range, decoded, effective_scale, from_levels
 from lowbit_jax.ops import backends
 from lowbit_jax.qtensor import QTensor
 from lowbit_jax.spec import Block, QuantSpec
@@ -53,12 +55,14 @@ class Prepared:
         scale: float32 [.., G, N], any global scale multiplied in.
         zero_point: uint8 of the same shape; None if symmetric.
         meta: What is static about it.
+        basis: float32 [.., P * G, N], the values of a learned format; None for the others.
     """
 
     words: Any
     scale: Float[Array, "... g n"]
     zero_point: UInt8[Array, "... g n"] | None
     meta: Meta = dataclasses.field(metadata={"static": True})
+    basis: Float[Array, "... p n"] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -108,8 +112,8 @@ class Prepared:
         spread = dataclasses.replace(meta.spec, granularity=Block(meta.group, 1))
         view = BlockView.of((meta.k, meta.n), spread)
         zero_point = None if self.zero_point is None else self.zero_point.astype(jnp.float32)
-        levels = meta.spec.format.decode(view.split(codes))
-        range_ = Range(self.scale, zero_point)
+        range_ = Range(self.scale, zero_point, basis=self.basis)
+        levels = decoded(view.split(codes), meta.spec, range_, view)
         return from_levels(levels, range_, view, jnp.dtype(dtype or meta.dtype))
 
 
@@ -143,7 +147,16 @@ def prepare(qtensor: QTensor, target: Target = "auto") -> Prepared:
     for _ in qtensor.shape[:-2]:
         reorder = jax.vmap(reorder)
     meta = dataclasses.replace(given.meta, target=name)
-    return Prepared(reorder(given.words), given.scale, given.zero_point, meta)
+    return Prepared(reorder(given.words), given.scale, given.zero_point, meta, given.basis)
+
+
+def settle(matrices: Iterable[Prepared]) -> None:
+    """Lets a machine's memory know that these stay: huge pages under what CPU kernels read.
+
+    Call it when all of them are there: what was made meanwhile may lie between them.
+    """
+    held = (matrix for matrix in matrices if matrix.meta.target == "cpu")
+    kernels_cpu.settle(leaf for matrix in held for leaf in jax.tree.leaves(matrix))
 
 
 def canonical(qtensor: QTensor) -> Prepared:
@@ -153,7 +166,8 @@ def canonical(qtensor: QTensor) -> Prepared:
     scale = _spread(effective_scale(range_), n)
     zero_point = None if qtensor.zero_point is None else _spread(qtensor.zero_point, n)
     meta = Meta(qtensor.spec, k, n, jnp.dtype(qtensor.dtype), "xla")
-    return Prepared(qtensor.words, scale, zero_point, meta)
+    basis = None if qtensor.basis is None else _spread(qtensor.basis, n)
+    return Prepared(qtensor.words, scale, zero_point, meta, basis)
 
 
 def _spread(x: Array, n: int) -> Array:

@@ -127,6 +127,16 @@ def _check_layer(path: str, layer: nnx.Module, scheme: LayerScheme) -> None:
             f"{sorted(c.__name__ for c in TRAIN_TWINS)}. Leave it float with a rule in front: "
             f"Rule({re.escape(path)!r}, None)."
         )
+    if scheme.hadamard or scheme.backward != "float":
+        raise NotImplementedError(
+            f"{path}: a scheme that is {scheme.describe()} is trained; after training, rotations "
+            "are a transform of the model: ptq.Rotate."
+        )
+    if scheme.weight is not None and scheme.weight.learns_values:
+        raise NotImplementedError(
+            f"{path}: {type(scheme.weight).__name__} learns the values of its format; solvers "
+            "choose codes for constant ones. Train it, or use a preset such as w2a16 or w1_58a16."
+        )
     if scheme.weight is not None:
         try:
             scheme.weight.spec.scale_shape(get_matrix(layer).shape)

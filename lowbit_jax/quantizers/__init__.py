@@ -6,29 +6,42 @@ from lowbit_jax.quantizers.dorefa import DoReFa
 from lowbit_jax.quantizers.elastic import ElasticBinary, StretchedElastic
 from lowbit_jax.quantizers.fixed import FixedRange, range_state
 from lowbit_jax.quantizers.learned import LSQ
+from lowbit_jax.quantizers.learned_values import TTQ, LQNets
+from lowbit_jax.quantizers.nonuniform import N2UQ, EntropyPreserving
+from lowbit_jax.quantizers.powers import INQ, APoT
+from lowbit_jax.quantizers.quest import QuEST
 from lowbit_jax.quantizers.ranges import Absmax, AbsMean, MinMax, StaticAbsmax
-from lowbit_jax.quantizers.signs import XNOR, OneBit, RSign, Sign
+from lowbit_jax.quantizers.signs import XNOR, CentredSign, OneBit, RSign, Sign
 from lowbit_jax.quantizers.ternary import TWN
 
 ALL = (
     Absmax, MinMax, AbsMean, StaticAbsmax, LSQ, FixedRange, Sign, XNOR, TWN, DoReFa, ElasticBinary,
-    StretchedElastic, PACT, LSQPlus, RSign, OneBit,
+    StretchedElastic, PACT, LSQPlus, RSign, OneBit, TTQ, LQNets, N2UQ,
+    EntropyPreserving, CentredSign, INQ, APoT, QuEST,
 )  # fmt: skip
 
 __all__ = [
     "ALL",
+    "INQ",
     "LSQ",
+    "N2UQ",
     "PACT",
+    "TTQ",
     "TWN",
     "XNOR",
+    "APoT",
     "AbsMean",
     "Absmax",
+    "CentredSign",
     "DoReFa",
     "ElasticBinary",
+    "EntropyPreserving",
     "FixedRange",
+    "LQNets",
     "LSQPlus",
     "MinMax",
     "OneBit",
+    "QuEST",
     "Quantizer",
     "RSign",
     "Sign",

@@ -8,7 +8,9 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lowbit_jax import formats
 from lowbit_jax.calibrate import Range
+from lowbit_jax.formats import Learned
 from lowbit_jax.qtensor import QTensor, encode
 from lowbit_jax.spec import QuantSpec
 
@@ -34,9 +36,22 @@ class Quantizer(abc.ABC):
     """Names of the state's leaves that an optimizer trains; the others are statistics."""
     symmetric: ClassVar[bool] = True
     """Which specs it takes: symmetric ones, or those with zero points."""
+    observes: ClassVar[bool] = False
+    """Whether, as a kernel's, it follows the weights by `observe` while they train."""
+    starts: ClassVar[tuple[str, ...]] = ()
+    """Names of trainable leaves that hold no number until `observe` has seen activations."""
+    learns_values: ClassVar[bool] = False
+    """Whether it takes formats whose values are learned, `formats.Learned`, and only those."""
 
     def __post_init__(self):
         self._check_symmetry()
+        if isinstance(self.spec.format, Learned) != self.learns_values:
+            takes = [fmt.name for fmt in formats.LEARNED]
+            word = "only" if self.learns_values else "not"
+            raise NotImplementedError(
+                f"{type(self).__name__}: takes {word} formats whose values are learned, of which "
+                f"there are {takes}; this is {self.spec.format.name}."
+            )
 
     def _check_symmetry(self) -> None:
         """Raises ValueError for a spec with, or without, zero points that it does not take."""
@@ -54,7 +69,11 @@ class Quantizer(abc.ABC):
         return {}
 
     def observe(self, x: Float[Array, "..."], state: State) -> State:
-        """The state after seeing `x`; changes statistics only, and only while calibrating."""
+        """The state after seeing `x`.
+
+        Of activations: changes statistics only (and trainable ranges that calibration starts, see
+        `starts`), and only while calibrating. Of kernels: see `surgery.observe_kernels`.
+        """
         return state
 
     @abc.abstractmethod

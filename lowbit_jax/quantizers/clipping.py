@@ -96,6 +96,7 @@ class LSQPlus(LearnedRange):
     gradient_scale: bool = True
 
     trainable: ClassVar[tuple[str, ...]] = ("scale", "offset")
+    starts: ClassVar[tuple[str, ...]] = ("scale", "offset")
 
     @override
     def init(self, x: Float[Array, "..."]) -> State:

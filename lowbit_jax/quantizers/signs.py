@@ -1,4 +1,4 @@
-"""Binary weights and activations: BinaryConnect, BNN, XNOR-Net, Bi-Real, ReActNet, OneBit."""
+"""Binary weights and activations: BinaryConnect, BNN, XNOR-Net, Bi-Real, ReActNet, BitNet ..."""
 
 import dataclasses
 from typing import ClassVar, Literal, override
@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lowbit_jax import calibrate, formats
-from lowbit_jax.blocks import BlockView
+from lowbit_jax.blocks import BlockView, pinned
 from lowbit_jax.grid import Range
 from lowbit_jax.quantizers.base import State
 from lowbit_jax.quantizers.reshaped import Reshaped, constant_range, expand
-from lowbit_jax.spec import PerTensor
+from lowbit_jax.spec import FLOAT32, PerTensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +75,40 @@ class XNOR(Reshaped):
         share = np.float32(1 / BlockView.of(x.shape, self.spec).block_size)
         inside = (jnp.abs(x) <= 1).astype(jnp.float32)
         return {"x": share + inside * expand(range_.scale, x, self)}
+
+
+@dataclasses.dataclass(frozen=True)
+class CentredSign(Reshaped):
+    """BitNet's 1-bit weights (arXiv:2310.11453, Eqs. 1 to 3): sign(w - mean w) times mean |w|.
+
+    The paper's scale beta is the mean magnitude of the weights as they are, before their mean is
+    subtracted. Straight-through. Both means are sums of integers, as in `calibrate.absmean`.
+    """
+
+    takes: ClassVar = (formats.BINARY,)
+
+    @override
+    def range(self, x: Float[Array, "..."], state: State) -> Range:
+        return calibrate.absmean(x, self.spec)
+
+    @override
+    def reshaped(self, x: Float[Array, "..."], state: State, range_: Range) -> Array:
+        spec = dataclasses.replace(self.spec, scale_format=FLOAT32)
+
+        def mean(part: Array) -> Array:
+            return calibrate.absmean(part, spec, eps=0.0).scale
+
+        zero = jnp.zeros_like(x)
+        centre = pinned(mean(jnp.where(x > 0, x, zero)) - mean(jnp.where(x < 0, x, zero)))
+        scale = expand(range_.scale, x, self)
+        value = jnp.where(x >= expand(centre, x, self), scale, -scale)
+        return jnp.where(jnp.isnan(x), x, value)
+
+    @override
+    def slopes(
+        self, x: Float[Array, "..."], x_hat: Array, state: State, range_: Range
+    ) -> dict[str, Array]:
+        return {"x": jnp.ones_like(x)}
 
 
 @dataclasses.dataclass(frozen=True)

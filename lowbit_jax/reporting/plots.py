@@ -119,6 +119,49 @@ def plot_comparison(points: list[dict[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
+def plot_pareto(points: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> None:
+    """Validation loss against bits per weight, a point a method, as PNG; the best ones are joined.
+
+    Args:
+        points: `{"name", "bits", "bits_per_byte"}` each.
+        path: Of the PNG.
+        title: Above the plot.
+    """
+    figure, axes = _figure(9.5, 6.0)
+    best = pareto(points)
+    for point in points:
+        chosen = point in best
+        at = (point["bits"], point["bits_per_byte"])
+        axes.plot(*at, "o", color=_MARK if chosen else _TRAIN, markersize=6 if chosen else 4)
+        axes.annotate(
+            point["name"],
+            at,
+            xytext=(4, 3),
+            textcoords="offset points",
+            fontsize=7,
+            color=_INK if chosen else _MUTED,
+        )
+    line = [(p["bits"], p["bits_per_byte"]) for p in best]
+    axes.step(*zip(*line, strict=True), where="post", color=_MARK, linewidth=1.0)
+    axes.set_xscale("log", base=2)
+    ticks = 2.0 ** np.arange(6)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xlabel("bits per quantized weight, with scales", color=_INK)
+    axes.set_ylabel("validation, bits per byte", color=_INK)
+    axes.set_title(title, loc="left", color=_INK, fontsize=11)
+    axes.margins(x=0.08)
+    _save(figure, path)
+
+
+def pareto(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The points that no other beats in both bits and loss, by rising bits."""
+    chosen: list[Mapping[str, Any]] = []
+    for point in sorted(points, key=lambda p: (p["bits"], p["bits_per_byte"])):
+        if not chosen or point["bits_per_byte"] < chosen[-1]["bits_per_byte"]:
+            chosen.append(point)
+    return chosen
+
+
 def plot_sqnr(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> None:
     """Signal-to-noise ratio of every quantized layer over the depth, as PNG; a line per kind.
 

@@ -25,14 +25,21 @@ class Calibration:
 
     def __init__(self, graphdef: Any, state: TrainState, every: int):
         self._graphdef, self._every = graphdef, every
-        self._needed = bool(jax.tree.leaves(nnx.filter_state(state.rest, lb.QuantStat)))
+        statistics = bool(jax.tree.leaves(nnx.filter_state(state.rest, lb.QuantStat)))
+        model = nnx.merge(graphdef, state.params, state.rest)
+        self._starting = bool(lb.surgery.Starting(model))
+        self._needed = statistics or self._starting
 
     def due(self, step: int) -> bool:
         """Whether to calibrate before the step that follows `step` finished ones."""
         return self._needed and step % self._every == 0
 
-    def __call__(self, state: TrainState, windows: Any) -> TrainState:
-        """The state with the statistics of one batch [batch, length + 1]; its parameters stay."""
+    def __call__(self, state: TrainState, windows: Any, *, start: bool = False) -> TrainState:
+        """The state with the statistics of one batch [batch, length + 1].
+
+        Parameters stay, but for learned ranges of activations, which the first calibration starts.
+        """
         model = nnx.merge(self._graphdef, state.params, state.rest)
-        model = lb.calibrate_model(model, [windows[:, :-1]])
-        return state._replace(rest=nnx.split(model, nnx.Param, ...)[2])
+        model = lb.calibrate_model(model, [windows[:, :-1]], start=start)
+        _, params, rest = nnx.split(model, nnx.Param, ...)
+        return state._replace(params=params, rest=rest)

@@ -22,6 +22,7 @@ from lowbit_jax.data.images import LabelledImages
 from lowbit_jax.optimizers import clip_latent
 from lowbit_jax.optimizers.kernels import path_name
 from lowbit_jax.training.optimizer import decay_mask
+from lowbit_jax.training.step import observed
 
 Forward = Callable[[Any, Array], Array]
 """(model, images as `pixels` gives them) -> scores of the classes."""
@@ -258,6 +259,7 @@ def _make_step(
             params, rest, images, labels
         )
         updates, opt = optimizer.update(grads, opt, params)
-        return optax.apply_updates(params, updates), rest, opt, loss
+        params = optax.apply_updates(params, updates)
+        return params, observed(graphdef, params, rest), opt, loss
 
     return step

@@ -165,7 +165,7 @@ class Run:
             while progress.step < config.steps and stop.number is None:
                 if self._calibration.due(progress.step):
                     batch = put_batch(self.text.batches[progress.step], self.mesh)
-                    calibrated = self._calibration(self.state, batch)
+                    calibrated = self._calibration(self.state, batch, start=progress.step == 0)
                     self.state = jax.device_put(calibrated, self._shardings)
                 batch = put_batch(self.text.batches[progress.step], self.mesh)
                 self.state, read = self._step(self.state, batch)

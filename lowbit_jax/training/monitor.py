@@ -17,7 +17,10 @@ from flax import nnx
 from jaxtyping import Array, UInt8
 
 import lowbit_jax as lb
-from lowbit_jax.grid import effective_scale
+from lowbit_jax.blocks import BlockView
+from lowbit_jax.formats import Learned
+from lowbit_jax.grid import decoded, effective_scale, value_table
+from lowbit_jax.qtensor import QTensor
 from lowbit_jax.training.step import TrainState
 
 Codes = dict[str, UInt8[Array, "..."]]
@@ -35,13 +38,12 @@ def make_monitor(graphdef: Any) -> Callable[[TrainState, Codes], tuple[Codes, An
         codes, rows = {}, []
         for path, q in _frozen(graphdef, state):
             codes[path] = q.codes()
-            values = q.spec.format.decode(codes[path])
-            ends = q.spec.format.round(jnp.array([-jnp.inf, jnp.inf], jnp.float32))
+            values, low, high = levels_and_ends(q)
             rows.append(
                 jnp.stack(
                     [
                         jnp.mean(codes[path] != previous[path], dtype=jnp.float32),
-                        jnp.mean((values == ends[0]) | (values == ends[1]), dtype=jnp.float32),
+                        jnp.mean((values == low) | (values == high), dtype=jnp.float32),
                         jnp.mean(effective_scale(q.range())),
                     ]
                 )
@@ -49,6 +51,17 @@ def make_monitor(graphdef: Any) -> Callable[[TrainState, Codes], tuple[Codes, An
         return codes, jnp.stack(rows) if rows else jnp.zeros((0, len(NAMES)))
 
     return monitor
+
+
+def levels_and_ends(q: QTensor) -> tuple[Array, Array, Array]:
+    """Every element in units of its scale, and the ends of its grid, in the split shape."""
+    view, range_ = BlockView.of(q.shape, q.spec), q.range()
+    values = decoded(view.split(q.codes()), q.spec, range_, view)
+    if isinstance(q.spec.format, Learned):
+        table = jnp.stack(value_table(q.spec.format, range_, view))
+        return values, table.min(0), table.max(0)
+    low, high = q.spec.format.round(jnp.array([-jnp.inf, jnp.inf], jnp.float32))
+    return values, low, high
 
 
 def initial_codes(monitor: Any, graphdef: Any, state: TrainState) -> Codes:

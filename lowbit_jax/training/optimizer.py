@@ -9,6 +9,9 @@ from lowbit_jax.optimizers.kernels import path_name
 from lowbit_jax.training import schedule
 from lowbit_jax.training.config import OptimConfig
 
+# Learned ranges of activations. PACT's clip is not among them: its paper decays it like a weight.
+_NOT_DECAYED = ("_offset", "_intervals", "_threshold")
+
 
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     """Clipping by the global norm, then AdamW (arXiv:1711.05101) under the config's schedules.
@@ -46,7 +49,8 @@ def decay_mask(params: Any) -> Any:
 
     def decays(path: tuple[Any, ...], leaf: jax.Array) -> bool:
         name = path_name(path).rsplit("/", 1)[-1]
-        return leaf.ndim >= 2 and name not in ("scale", "bias") and not is_learned_scale(path)
+        learned = is_learned_scale(path) or name.endswith(_NOT_DECAYED)
+        return leaf.ndim >= 2 and name not in ("scale", "bias") and not learned
 
     return jax.tree_util.tree_map_with_path(decays, params)
 

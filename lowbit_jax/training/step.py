@@ -15,6 +15,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int32
 
+import lowbit_jax as lb
 from lowbit_jax.evaluation.losses import cross_entropy
 from lowbit_jax.training.distill import Teacher, distillation_loss
 
@@ -50,6 +51,14 @@ def split(model: nnx.Module, optimizer: optax.GradientTransformation) -> tuple[A
 def merge(graphdef: Any, state: TrainState) -> nnx.Module:
     """The model a state describes."""
     return nnx.merge(graphdef, state.params, state.rest)
+
+
+def observed(graphdef: Any, params: Any, rest: Any) -> Any:
+    """`rest` with the statistics of kernels that follow their updated weights."""
+    model = nnx.merge(graphdef, params, rest, copy=True)
+    if not lb.surgery.has_kernel_statistics(model):
+        return rest
+    return nnx.split(lb.surgery.observe_kernels(model), nnx.Param, ...)[2]
 
 
 def make_train_step(
@@ -103,6 +112,7 @@ def make_train_step(
         (loss, rest), grads = gradients(state, windows, teacher_state)
         updates, opt = optimizer.update(grads, state.opt, state.params)
         params = optax.apply_updates(state.params, updates)
+        rest = observed(graphdef, params, rest)
         return TrainState(params, rest, opt), Metrics(loss, optax.global_norm(grads))
 
     jit = functools.partial(jax.jit, donate_argnums=0)

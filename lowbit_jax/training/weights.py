@@ -7,7 +7,9 @@ import numpy as np
 from flax import nnx
 
 from lowbit_jax.blocks import BlockView
+from lowbit_jax.formats import Learned
 from lowbit_jax.grid import effective_scale
+from lowbit_jax.qtensor import QTensor
 from lowbit_jax.reporting.plots import WeightSample
 from lowbit_jax.training.monitor import layers_with_codes
 
@@ -37,9 +39,18 @@ def _on_grid(path: str, layer: Any) -> WeightSample:
     split = view.split(kernel.astype(jnp.float32))
     # A scale of 0 stands for a block of zeros.
     levels = jnp.where(scale != 0, split / jnp.where(scale != 0, scale, 1.0), 0.0)
+    return WeightSample(path, _thin(np.asarray(levels)), _grid(q))
+
+
+def _grid(q: QTensor) -> np.ndarray:
+    """The values of the format, ascending; of a learned one their means over the blocks."""
+    fmt = q.spec.format
+    if isinstance(fmt, Learned):
+        range_ = q.range()
+        assert range_.basis is not None
+        return np.unique([float(jnp.mean(value)) for value in fmt.values(range_.basis)])
     codes = jnp.arange(2**q.spec.bits, dtype=jnp.uint8)
-    grid = np.unique(q.spec.format.round(q.spec.format.decode(codes)))
-    return WeightSample(path, _thin(np.asarray(levels)), grid)
+    return np.unique(fmt.round(fmt.decode(codes)))
 
 
 def _spread[T](items: list[T], count: int) -> list[T]:

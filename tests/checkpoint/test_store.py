@@ -108,12 +108,12 @@ def test_loading_makes_no_dense_kernel(saved, packed, monkeypatch):
     def is_variable(x):
         return isinstance(x, nnx.Variable)
 
-    def read(folder, target):
+    def reading(folder, target, **options):
         asked.extend(jax.tree.leaves(target))
-        return arrays.read(folder, target)
+        return arrays.reading(folder, target, **options)
 
     monkeypatch.setattr(structure, "build", build)
-    monkeypatch.setattr(store, "arrays", types.SimpleNamespace(read=read))
+    monkeypatch.setattr(store, "arrays", types.SimpleNamespace(reading=reading))
     loaded = lb.checkpoint.load(saved)
     assert built
     assert all(isinstance(leaf, jax.core.Tracer) for leaf in built), "only shapes"

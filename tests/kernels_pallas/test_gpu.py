@@ -59,6 +59,14 @@ def test_split_k_with_more_tiles_than_stages_is_the_sum_of_its_parts():
     assert_close(interpreted(x, words, scale, None, p, config), x, words, scale, None, p)
 
 
+def test_blocks_that_stay_compute_every_output_tile():
+    """Six output tiles for four blocks: two of them take two, through two stages, in turn."""
+    p = problem("int4", 512, 384, 128)
+    x, words, scale, _ = operands(p, m=20)
+    config = GpuConfig(bm=16, chunk=32, stages=2, split_k=1, blocks=4)
+    assert_close(interpreted(x, words, scale, None, p, config), x, words, scale, None, p)
+
+
 def test_groups_longer_than_a_tile_take_their_own_scale():
     p = problem("int4", 1024, 128, 512)
     x, words, scale, _ = operands(p, m=1)
@@ -120,6 +128,7 @@ def test_tiles_that_do_not_fit_the_problem_are_errors():
     for change, message in (
         ({"split_k": 3}, "split_k of 3 does not divide 2 tiles"),
         ({"chunk": 16}, "words of chunk 32, tiles of chunk 16"),
+        ({"blocks": 4, "split_k": 2}, r"blocks that stay \(4\) and split_k of 2"),
         ({"decode": "tmem"}, "'smem' or 'registers', not 'tmem'"),
     ):
         with pytest.raises(ValueError, match=message):

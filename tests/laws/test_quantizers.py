@@ -18,12 +18,19 @@ from hypothesis import strategies as st
 from lowbit_jax import formats, testing
 from lowbit_jax.qtensor import encode
 from lowbit_jax.quantizers import (
+    INQ,
     LSQ,
+    N2UQ,
     PACT,
+    TTQ,
     TWN,
     Absmax,
     AbsMean,
+    APoT,
+    CentredSign,
     DoReFa,
+    EntropyPreserving,
+    LQNets,
     LSQPlus,
     MinMax,
     RSign,
@@ -118,6 +125,12 @@ WEIGHTS = (
     TWN(QuantSpec(format=formats.TERNARY, granularity=PerGroup(16))),
     StretchedElastic(QuantSpec(format=formats.INT2_HALF, granularity=PerChannel())),
     DoReFa(QuantSpec(format=formats.INT4_HALF, granularity=PerTensor())),
+    TTQ(QuantSpec(format=formats.TERNARY_LEARNED, granularity=Block(16, 8))),
+    LQNets(QuantSpec(format=formats.BASIS3, scale_format=E8M0), start_steps=2),
+    CentredSign(QuantSpec(format=formats.BINARY, granularity=PerTensor())),
+    EntropyPreserving(QuantSpec(format=formats.INT3_HALF)),
+    INQ(QuantSpec(format=formats.POW2_4, granularity=PerGroup(16), scale_format=E8M0)),
+    APoT(QuantSpec(format=formats.APOT5)),
 )
 ACTIVATIONS = (
     Absmax(QuantSpec(format=formats.INT8_NARROW, granularity=PerToken())),
@@ -127,6 +140,7 @@ ACTIVATIONS = (
     PACT(QuantSpec(format=formats.UINT4, granularity=PerTensor(), symmetric=False), start=2.0),
     RSign(QuantSpec(format=formats.BINARY, granularity=PerTensor())),
     LSQPlus(QuantSpec(format=formats.UINT4, granularity=PerTensor(), symmetric=False)),
+    N2UQ(QuantSpec(format=formats.UINT3, granularity=PerTensor(), symmetric=False)),
 )
 
 

@@ -207,3 +207,17 @@ def test_fp8_activations_are_rounded_per_token():
     x_hat = quantize(x, spec).dequantize()
     y = matmul(x, kernel(), act="fp8")
     assert_same_bits(y, matmul(x_hat, kernel(), implementation="xla"))
+
+
+def test_a_gpu_dequantizes_for_many_float_rows_and_no_other(monkeypatch):
+    """The choice alone: no such device is here."""
+    from lowbit_jax.ops import backends
+    from lowbit_jax.ops.matmul import PREFILL, _choose
+    from lowbit_jax.ops.prepared import canonical
+
+    matrix = canonical(kernel())
+    for name in ("mosaic_gpu", "mosaic_tpu", "cpu"):
+        monkeypatch.setattr(backends, "choose", lambda meta, act, name=name: name)
+        assert _choose(matrix, None, PREFILL - 1) == name
+        assert _choose(matrix, "int8", PREFILL) == name
+        assert _choose(matrix, None, PREFILL) == ("xla" if name == "mosaic_gpu" else name)

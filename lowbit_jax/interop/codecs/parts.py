@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from lowbit_jax import packing
-from lowbit_jax.formats import Format, IntGrid
+from lowbit_jax.formats import Format, IntGrid, Learned
 from lowbit_jax.qtensor import QTensor
 from lowbit_jax.spec import (
     BFLOAT16,
@@ -54,6 +54,8 @@ class Kernel:
     def dequantize(self) -> np.ndarray:
         """float32 [K, N], rows in the kernel's own order: `qtensor.dequantize()`, on the host."""
         q = self.qtensor
+        if isinstance(q.spec.format, Learned):
+            return np.asarray(jax.device_get(q.dequantize(jnp.float32)))
         table = np.asarray(jax.device_get(q.spec.format.decode(jnp.arange(2**q.spec.bits))))
         values = table[codes_of(q)]
         if q.zero_point is not None:

@@ -17,6 +17,8 @@ def why_not(meta: Any, act: str | None) -> str | None:
         return reason
     if act == "fp8":
         return "fp8 activations gain nothing on a CPU; use act='int8'"
+    if reason := levels.why_not(meta.spec.format):
+        return reason
     return kernels_cpu.unsupported(_codes(meta), None)
 
 

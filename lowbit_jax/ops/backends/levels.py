@@ -6,7 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lowbit_jax.formats import Format
+from lowbit_jax.formats import Format, Learned
+
+
+def why_not(fmt: Format) -> str | None:
+    """Why no kernel can be told: its values are arrays; None: they are constants."""
+    if isinstance(fmt, Learned):
+        return f"the values of {fmt.name} are learned arrays, and kernels take constant ones"
+    return None
 
 
 @functools.cache

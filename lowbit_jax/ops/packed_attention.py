@@ -13,11 +13,14 @@ whole cache is the float cache that packing was to avoid.
 Softmax is taken once, over the scores of all parts, which are small beside what they are made of.
 """
 
-from typing import Final, Protocol
+import dataclasses
+from typing import Any, Final, Protocol
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32
+
+from lowbit_jax.qtensor import QTensor
 
 CHUNK: Final = 256  # positions: 1 MB of float32 keys, for eight heads of 128
 
@@ -45,6 +48,31 @@ class Rows(Protocol):
             start: First of them; a multiple of `unit`.
             count: How many; a multiple of `unit`.
         """
+
+
+@dataclasses.dataclass(frozen=True)
+class PerPosition:
+    """`Rows` of a QTensor [batch, positions, kv_heads, head_dim], a scale per position and head."""
+
+    qtensor: QTensor
+
+    @property
+    def positions(self) -> int:
+        """See `Rows`."""
+        return self.qtensor.shape[1]
+
+    @property
+    def unit(self) -> int:
+        """See `Rows`."""
+        return 1
+
+    def decode(self, start: Any, count: int) -> tuple[Array, Array]:
+        """See `Rows`."""
+        rows: QTensor = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, count, axis=1), self.qtensor
+        )
+        levels = rows.spec.format.decode(rows.codes())
+        return levels, rows.scale[..., 0].astype(jnp.float32)
 
 
 def grouped(

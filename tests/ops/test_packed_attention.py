@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lowbit_jax.generation.packed_attention import packed_scores, packed_sum
+from lowbit_jax.ops.packed_attention import packed_scores, packed_sum
 
 
 @dataclasses.dataclass(frozen=True)
