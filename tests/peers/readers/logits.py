@@ -13,7 +13,8 @@ model = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=dtype).eval()
 found = {}
 for name, module in model.named_modules():
     if type(module).__name__ == "AutoBitLinear":
-        found[f"{name}.weight"] = (module.weight.float() * module.weight_scale.float()).numpy()
+        weight = module.weight.float() * module.weight_scale.float()
+        found[f"{name}.weight"] = weight.detach().numpy()
 with torch.no_grad():
     found["logits"] = model(torch.tensor(job["tokens"])).logits.float().numpy()
 np.savez(out, **found)
