@@ -3,9 +3,9 @@
     python -m experiments.zoo --out runs/zoo
 
 Every preset of `METHODS` trains the study's model (0.13 M parameters, 2 layers of 64) on the
-standard library's source for `--steps` steps at one learning rate, and is packed and measured;
-with the default steps the whole sweep takes about 2 hours of one core. Each run is an ordinary
-run's folder, so that the sweep can be stopped at any moment and goes on where it was. zoo.md, the
+standard library's source for `--steps` steps at one learning rate, and is packed and measured. Each
+run is an ordinary run's folder, so that the sweep can be stopped at any moment and goes on where it
+was. zoo.md, the
 best method of every width, and zoo.png, the loss by the bits of a weight, are written anew behind
 each run, from those that are finished.
 

@@ -1,5 +1,7 @@
 """Formats by name, random operands and the judgement of a result: for tests and benchmarks."""
 
+import contextlib
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import jax
@@ -34,6 +36,19 @@ FORMATS: Final[dict[str, dict[str, Any]]] = {
     "fp4": {"bits": 4, "levels": Table(E2M1)},
     "codebook3": {"bits": 3, "levels": Table((-3.0, -1.5, -0.5, 0.0, 0.25, 1.0, 2.0, 5.0))},
 }
+
+
+def described(kind: str, platform: str, cores: int) -> AbstractContextManager[Any]:
+    """A device that is asked for and not there: what interpreters and lowerings take for it."""
+    device = jax.sharding.AbstractDevice(device_kind=kind, platform=platform, num_cores=cores)
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
+
+
+def interpreting(backend: str) -> AbstractContextManager[Any]:
+    """What a backend's interpreter needs around a call: the GPU's asks for the device."""
+    if backend == "mosaic_tpu":
+        return contextlib.nullcontext()
+    return described("NVIDIA H200", "gpu", 132)
 
 
 def problem(

@@ -14,7 +14,7 @@ from lowbit_jax.estimators import generalized_ste
 from lowbit_jax.grid import Range, snap
 from lowbit_jax.quantizers.base import State
 from lowbit_jax.quantizers.clipping import LearnedRange
-from lowbit_jax.quantizers.reshaped import Reshaped, expand
+from lowbit_jax.quantizers.reshaped import Reshaped, expand, inside
 from lowbit_jax.spec import FLOAT32
 
 
@@ -129,5 +129,4 @@ class EntropyPreserving(Reshaped):
     def slopes(
         self, x: Float[Array, "..."], x_hat: Array, state: State, range_: Range
     ) -> dict[str, Array]:
-        end = expand(range_.scale * np.float32(self.spec.format.max), x, self)
-        return {"x": (jnp.abs(x) <= end).astype(jnp.float32)}
+        return {"x": inside(x, range_, self)}

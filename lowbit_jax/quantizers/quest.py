@@ -11,7 +11,7 @@ from lowbit_jax import calibrate, formats
 from lowbit_jax.blocks import BlockView, divided, pinned
 from lowbit_jax.grid import Range
 from lowbit_jax.quantizers.base import State
-from lowbit_jax.quantizers.reshaped import Reshaped, expand
+from lowbit_jax.quantizers.reshaped import Reshaped, expand, inside
 from lowbit_jax.spec import E8M0, FLOAT32
 
 
@@ -58,5 +58,4 @@ class QuEST(Reshaped):
     def slopes(
         self, x: Float[Array, "..."], x_hat: Array, state: State, range_: Range
     ) -> dict[str, Array]:
-        end = expand(range_.scale * np.float32(self.spec.format.max), x, self)
-        return {"x": (jnp.abs(x) <= end).astype(jnp.float32)}
+        return {"x": inside(x, range_, self)}

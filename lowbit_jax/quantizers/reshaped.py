@@ -5,6 +5,7 @@ import dataclasses
 from typing import Any, ClassVar, override
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -81,6 +82,12 @@ def constant_range(x: Any, quantizer: Quantizer, scale: float) -> Range:
     """The range with one scale for every block."""
     full = jnp.full(quantizer.spec.scale_shape(x.shape), scale, jnp.float32)
     return Range(quantizer.spec.scale_format.round(full))
+
+
+def inside(x: Array, range_: Range, quantizer: Quantizer) -> Array:
+    """1 where `x` is within the ends of its block's grid, 0 where it saturates; float32."""
+    end = expand(range_.scale * np.float32(quantizer.spec.format.max), x, quantizer)
+    return (jnp.abs(x) <= end).astype(jnp.float32)
 
 
 def expand(scale: Array, x: Array, quantizer: Quantizer) -> Array:

@@ -1,7 +1,5 @@
 """Decode attention over packed caches in both interpreters (the GPU's looks for races)."""
 
-import contextlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,16 +8,9 @@ import pytest
 import kernels_pallas
 from kernels_pallas import Attention
 from kernels_pallas.attention import merge, reference64
+from kernels_pallas.testing import interpreting
 
 BACKENDS = ("mosaic_gpu", "mosaic_tpu")
-
-
-def device(backend):
-    """The GPU's interpreter asks for the device; an abstract one answers."""
-    if backend == "mosaic_tpu":
-        return contextlib.nullcontext()
-    kind = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", platform="gpu", num_cores=132)
-    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=kind))
 
 
 def cache(attention, batch, capacity, seed):
@@ -56,7 +47,7 @@ def test_attention_is_that_of_float64(backend, fmt, width, kv, heads, dtype, s, 
     # What is not seen may be anything, as behind the end of a cache that is not full.
     unseen = (np.arange(s) < seen[0]) | (np.arange(s) >= seen[1])
     values = (values[0], jnp.where(unseen[None, :, None], jnp.nan, values[1]))
-    with device(backend):
+    with interpreting(backend):
         got = kernels_pallas.attend(
             query, keys, values, *seen,
             attention=attention, backend=backend, splits=parts, interpret=True,
@@ -88,7 +79,7 @@ def test_every_format_is_lowered(backend, fmt):
         *(words, scale, words, scale),
     )
     gpu = backend == "mosaic_gpu"
-    with device(backend):
+    with interpreting(backend):
         traced = jax.jit(run).trace(*arguments)
         text = traced.lower(lowering_platforms=("cuda" if gpu else "tpu",)).as_text()
     assert ("mosaic_gpu" if gpu else "tpu_custom_call") in text

@@ -13,7 +13,7 @@ from kernels_pallas import GpuConfig, Problem, reference
 from kernels_pallas.gpu import plan as kernel
 from kernels_pallas.gpu import registers
 from kernels_pallas.gpu.layout import chunked
-from kernels_pallas.testing import FORMATS, assert_close, operands, problem
+from kernels_pallas.testing import FORMATS, assert_close, interpreting, operands, problem
 
 # Every kind of width, act, group and number of rows once; K and N with and without padding.
 CASES = [
@@ -32,8 +32,7 @@ CASES = [
 @pytest.fixture(autouse=True)
 def hopper():
     """The interpreter and the lowering ask for the device; an abstract one answers."""
-    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", platform="gpu", num_cores=132)
-    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
+    with interpreting("mosaic_gpu"):
         yield
 
 

@@ -11,7 +11,7 @@ import kernels_pallas
 from kernels_pallas import GpuConfig, TpuConfig
 from kernels_pallas.config import look_up, tuned
 from kernels_pallas.gpu.layout import chunked
-from kernels_pallas.testing import problem
+from kernels_pallas.testing import described, problem
 
 TUNING = Path(kernels_pallas.__file__).parent / "tuning"
 DEVICES = {path.stem: json.loads(path.read_text())["entries"] for path in TUNING.glob("*.json")}
@@ -32,9 +32,6 @@ def unique_entries():
 def lowered(p, backend, config, m, kind):
     """The module for a device of this kind, of shapes alone."""
     platform = "gpu" if backend == "mosaic_gpu" else "tpu"
-    cores = 132 if platform == "gpu" else 1
-    device = jax.sharding.AbstractDevice(device_kind=kind, platform=platform, num_cores=cores)
-    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
     planes = tuple(jax.ShapeDtypeStruct(p.plane_shape(width), jnp.int32) for width in p.widths)
 
     def prepare(planes):
@@ -50,7 +47,7 @@ def lowered(p, backend, config, m, kind):
         jax.eval_shape(prepare, planes),
         jax.ShapeDtypeStruct((p.groups, p.n), jnp.float32),
     )
-    with jax.sharding.use_abstract_mesh(mesh):
+    with described(kind, platform, 132 if platform == "gpu" else 1):
         name = "cuda" if platform == "gpu" else "tpu"
         return jax.jit(product).trace(*arguments).lower(lowering_platforms=(name,)).as_text()
 

@@ -1,7 +1,5 @@
 """Rows of activations to 8 bits, in both interpreters (the GPU's looks for races)."""
 
-import contextlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,16 +8,9 @@ import pytest
 import kernels_pallas
 from kernels_pallas import Rounding
 from kernels_pallas.rounding import hadamard
+from kernels_pallas.testing import interpreting
 
 BACKENDS = ("mosaic_gpu", "mosaic_tpu")
-
-
-def device(backend):
-    """The GPU's interpreter asks for the device; an abstract one answers."""
-    if backend == "mosaic_tpu":
-        return contextlib.nullcontext()
-    kind = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", platform="gpu", num_cores=132)
-    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=kind))
 
 
 def prepared64(x, rounding, weight):
@@ -48,7 +39,7 @@ def test_codes_are_the_nearest_and_sums_are_theirs(backend, rounding, k, dtype):
     rng = np.random.default_rng(k)
     x = jnp.asarray(rng.standard_normal((3, k)) * [[1], [0], [100]], dtype)
     weight = rng.uniform(-2, 2, k).astype(np.float32) if rounding.prologue == "rms" else None
-    with device(backend):
+    with interpreting(backend):
         codes, scale, sums = kernels_pallas.round_rows(
             x, rounding, None if weight is None else jnp.asarray(weight),
             backend=backend, interpret=True,
@@ -79,7 +70,7 @@ def test_codes_are_the_nearest_and_sums_are_theirs(backend, rounding, k, dtype):
 def test_a_row_that_is_not_finite_is_nan_and_leaves_the_others_alone(backend):
     x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 128)), jnp.bfloat16)
     x = x.at[0, 5].set(jnp.inf).at[2, 7].set(jnp.nan)
-    with device(backend):
+    with interpreting(backend):
         codes, scale, sums = kernels_pallas.round_rows(
             x, Rounding(act="int8", group=128), backend=backend, interpret=True
         )
@@ -101,7 +92,7 @@ def test_every_pass_is_lowered(backend, prologue, act):
         given = weight if prologue == "rms" else None
         return kernels_pallas.round_rows(x, rounding, given, backend=backend)
 
-    with device(backend):
+    with interpreting(backend):
         traced = jax.jit(run).trace(jax.ShapeDtypeStruct((16, 4096), jnp.bfloat16), weight)
         text = traced.lower(lowering_platforms=("cuda" if gpu else "tpu",)).as_text()
     assert ("mosaic_gpu" if gpu else "tpu_custom_call") in text
