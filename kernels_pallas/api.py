@@ -1,5 +1,6 @@
 """The entry to the kernels: arrays in, arrays out; what cannot be computed is said beforehand."""
 
+import importlib
 from typing import Any, Final, Literal
 
 import jax
@@ -9,19 +10,11 @@ from kernels_pallas import rounding as rounding_
 from kernels_pallas.activations import PARTS, quantize_rows, split
 from kernels_pallas.attention import Attention
 from kernels_pallas.config import GpuConfig, TpuConfig
-from kernels_pallas.gpu import attention as gpu_attention
-from kernels_pallas.gpu import matmul as gpu_matmul
-from kernels_pallas.gpu import rounding as gpu_rounding
 from kernels_pallas.problem import Problem
 from kernels_pallas.rounding import Rounding
-from kernels_pallas.tpu import attention as tpu_attention
-from kernels_pallas.tpu import matmul as tpu_matmul
-from kernels_pallas.tpu import rounding as tpu_rounding
 
 Backend = Literal["mosaic_gpu", "mosaic_tpu"]
-_MODULES: Final[dict[str, Any]] = {"mosaic_gpu": gpu_matmul, "mosaic_tpu": tpu_matmul}
-_ATTENTION: Final[dict[str, Any]] = {"mosaic_gpu": gpu_attention, "mosaic_tpu": tpu_attention}
-_ROUNDING: Final[dict[str, Any]] = {"mosaic_gpu": gpu_rounding, "mosaic_tpu": tpu_rounding}
+_FOLDERS: Final[dict[str, str]] = {"mosaic_gpu": "gpu", "mosaic_tpu": "tpu"}
 
 
 def supported(problem: Problem, backend: Backend) -> str | None:
@@ -142,7 +135,7 @@ def round_rows(
             length or without use.
         NotImplementedError: The kernels do not make such a pass; the message says why.
     """
-    _module(backend)
+    kernels = _module(backend, "rounding")
     if x.ndim != 2:
         raise ValueError(f"round_rows: x has shape {x.shape}; it takes [M, K].")
     if (rounding.prologue == "rms") != (weight is not None):
@@ -156,7 +149,7 @@ def round_rows(
         raise NotImplementedError(f"round_rows: {rounding} is not computed: {reason}.")
     if 0 in x.shape:
         return rounding_.reference(x, rounding, weight)
-    return _ROUNDING[backend].round_rows(x, rounding, weight, interpret=interpret)
+    return kernels.round_rows(x, rounding, weight, interpret=interpret)
 
 
 def attend_unsupported(attention: Attention, capacity: int, backend: Backend) -> str | None:
@@ -165,8 +158,7 @@ def attend_unsupported(attention: Attention, capacity: int, backend: Backend) ->
     Raises:
         ValueError: An unknown backend.
     """
-    _module(backend)
-    return _ATTENTION[backend].why_not(attention, capacity)
+    return _module(backend, "attention").why_not(attention, capacity)
 
 
 def attend(
@@ -225,7 +217,7 @@ def attend(
     if query.shape[0] == 0:
         return jnp.zeros(expected, query.dtype)
     bounds = jnp.stack([jnp.asarray(start, jnp.int32), jnp.asarray(stop, jnp.int32)])
-    return _ATTENTION[backend].attend(
+    return _module(backend, "attention").attend(
         query, keys, values, bounds, attention, splits=splits, interpret=interpret
     )
 
@@ -247,10 +239,15 @@ def _device_kind() -> str:
     return jax.devices()[0].device_kind if device is None else device.device_kind
 
 
-def _module(backend: str) -> Any:
-    if backend not in _MODULES:
-        raise ValueError(f"unknown backend {backend!r}; there are {sorted(_MODULES)}.")
-    return _MODULES[backend]
+def _module(backend: str, operation: str = "matmul") -> Any:
+    """The operation's kernels for a backend.
+
+    Loaded when asked for: Pallas' GPU half is a fourth of the time that importing the library
+    takes, and most programs never need it.
+    """
+    if backend not in _FOLDERS:
+        raise ValueError(f"unknown backend {backend!r}; there are {sorted(_FOLDERS)}.")
+    return importlib.import_module(f"kernels_pallas.{_FOLDERS[backend]}.{operation}")
 
 
 def _check(problem: Problem, backend: Backend) -> None:

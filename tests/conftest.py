@@ -2,12 +2,20 @@
 
 import os
 import shutil
+import tempfile
 
-# Before jax starts: both are read once, when the backend is created.
+# Before jax starts: all are read once.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _DEVICES = "--xla_force_host_platform_device_count=8"
 if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
+# Workers, and the programs that tests start, share what one of them has compiled: compiling is most
+# of the suite's time, and many tests compile the same. The first process makes the folder.
+_COMPILED = "JAX_COMPILATION_CACHE_DIR"
+_OWN_FOLDER = "" if _COMPILED in os.environ else tempfile.mkdtemp(prefix="lowbit-compiled-")
+if _OWN_FOLDER:
+    os.environ[_COMPILED] = _OWN_FOLDER
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 from pathlib import Path  # noqa: E402
 
@@ -22,6 +30,27 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # A first example compiles, so that deadlines say nothing; in CI the examples are always the same.
 hypothesis.settings.register_profile("lowbit", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("lowbit")
+
+
+# Folders whose tests say what is computed and never in which bits one program differs from another:
+# there XLA's and LLVM's optimizations take longer than what they speed up.
+_UNOPTIMIZED = {"evaluation", "generation", "interop", "models", "optimizers", "ptq", "training"}
+
+
+def pytest_unconfigure():
+    """The process that made the folder of compiled programs removes it."""
+    if _OWN_FOLDER:
+        shutil.rmtree(_OWN_FOLDER, ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optimizations(request):
+    """On, but for the tests of `_UNOPTIMIZED`."""
+    folder = request.path.relative_to(Path(__file__).parent).parts[0]
+    off = folder in _UNOPTIMIZED
+    if jax.config.read("jax_disable_most_optimizations") != off:
+        jax.clear_caches()  # jax would go on with what it has compiled the other way
+        jax.config.update("jax_disable_most_optimizations", off)
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ def nearest(decoder, batches):
 
 METHODS = {
     "AdaRound": ptq.AdaRound(steps=100, lr=3e-2),
-    "BRECQ": ptq.BRECQ(steps=60, batch=4, lr=3e-2),
+    "BRECQ": ptq.BRECQ(steps=60, batch=4, lr=3e-2, objective="fisher"),
     "AutoRound": ptq.AutoRound(steps=60, batch=4, bits=2),
     "OmniQuant": ptq.OmniQuant(steps=60, batch=4, lr=5e-2, equivalence=ptq.Equivalence(5e-3)),
     "EfficientQAT": ptq.EfficientQAT(steps=60, batch=4, lr=1e-3)[0],

@@ -12,19 +12,6 @@ from lowbit_jax.training.config import DataConfig, ModelConfig, OptimConfig, Tra
 
 
 @pytest.fixture(scope="session")
-def compile_once(tmp_path_factory):
-    """Lets runs of one config share their compiled programs: most tests here start several."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = [getattr(jax.config, name) for name in names]
-    values = (str(tmp_path_factory.mktemp("compiled")), 0.0)
-    for name, value in zip(names, values, strict=True):
-        jax.config.update(name, value)
-    yield
-    for name, value in zip(names, before, strict=True):
-        jax.config.update(name, value)
-
-
-@pytest.fixture(scope="session")
 def text_file(tmp_path_factory):
     words = ["low", "bit", "scale", "code", "word", "float", "grid", "\n"]
     text = " ".join(random.Random(0).choices(words, k=4000))

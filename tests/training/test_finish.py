@@ -12,8 +12,6 @@ from lowbit_jax.training import build, loop
 from lowbit_jax.training.runs import find_checkpoint, load_checkpoint, read_summary
 from lowbit_jax.training.scoring import score
 
-pytestmark = pytest.mark.usefixtures("compile_once")
-
 # The list of the README's "what a run leaves".
 FIELDS = {
     "config",

@@ -11,8 +11,6 @@ from lowbit_jax.training import loop
 from lowbit_jax.training.config import MeshConfig
 from lowbit_jax.training.errors import CheckpointError, Interrupted, NotFinite
 
-pytestmark = pytest.mark.usefixtures("compile_once")
-
 
 def without_times(workdir):
     return [

@@ -7,8 +7,6 @@ import pytest
 from lowbit_jax.training.distill import Teacher
 from lowbit_jax.training.step import make_train_step, merge, split
 
-pytestmark = pytest.mark.usefixtures("compile_once")
-
 WINDOWS = np.random.default_rng(0).integers(0, 16, (8, 9), dtype=np.int32)
 SGD = optax.sgd(0.5)
 

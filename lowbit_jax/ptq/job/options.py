@@ -100,12 +100,16 @@ class AdaRoundConfig:
 
 @dataclasses.dataclass(kw_only=True)
 class BRECQConfig:
-    """See `ptq.BRECQ`."""
+    """See `ptq.BRECQ`.
+
+    objective: "output", or "fisher" for the paper's weights.
+    """
 
     steps: int = 2000
     batch: int = 8
     lr: float = 3e-3
     regularization: float = 0.01
+    objective: str = "output"
 
 
 @dataclasses.dataclass(kw_only=True)
