@@ -2,7 +2,6 @@
 
 from kernels_cpu.api import PANEL, Codes, matmul, panels, unpanels, unsupported
 from kernels_cpu.library import instruction_set, missing
-from kernels_cpu.memory import settle
 
 __all__ = [
     "PANEL",
@@ -11,7 +10,6 @@ __all__ = [
     "matmul",
     "missing",
     "panels",
-    "settle",
     "unpanels",
     "unsupported",
 ]

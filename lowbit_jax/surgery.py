@@ -25,7 +25,6 @@ from lowbit_jax.nn import (
     to_float,
 )
 from lowbit_jax.ops import Prepared, Target, prepare
-from lowbit_jax.ops.prepared import settle
 from lowbit_jax.presets import presets
 from lowbit_jax.quantizers import Quantizer
 from lowbit_jax.recipe import Recipe, Rule
@@ -157,8 +156,6 @@ def prepare_model(model: nnx.Module, target: Target = "auto") -> nnx.Module:
     if not any(isinstance(module, PackedTwin) for _, module in layers(model)):
         raise ValueError("prepare_model: no layer of this model is packed. Call pack_model first.")
 
-    matrices: list[Prepared] = []
-
     def replace(path: str, module: Any) -> Any:
         operations = isinstance(module, PackedTwin) and module.multiplies_packed
         if not operations or isinstance(module.matrix, Prepared):
@@ -166,14 +163,11 @@ def prepare_model(model: nnx.Module, target: Target = "auto") -> nnx.Module:
         matrix = _with_path(path, lambda: prepare(module.matrix, target))
         if matrix.meta.target == "xla":
             return module
-        matrices.append(matrix)
         prepared = nnx.clone(module)
         setattr(prepared, module.kernel_name, module.kernel_variable.replace(matrix))
         return prepared
 
-    prepared_model = rebuilt(model, replace)
-    settle(matrices)
-    return prepared_model
+    return rebuilt(model, replace)
 
 
 def dequantize_model(model: nnx.Module) -> nnx.Module:

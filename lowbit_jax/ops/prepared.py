@@ -2,14 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-import kernels_cpu
 from lowbit_jax import packing
 from lowbit_jax.blocks import BlockView
 from lowbit_jax.grid import Range, decoded, effective_scale, from_levels
@@ -148,15 +146,6 @@ def prepare(qtensor: QTensor, target: Target = "auto") -> Prepared:
         reorder = jax.vmap(reorder)
     meta = dataclasses.replace(given.meta, target=name)
     return Prepared(reorder(given.words), given.scale, given.zero_point, meta, given.basis)
-
-
-def settle(matrices: Iterable[Prepared]) -> None:
-    """Lets a machine's memory know that these stay: huge pages under what CPU kernels read.
-
-    Call it when all of them are there: what was made meanwhile may lie between them.
-    """
-    held = (matrix for matrix in matrices if matrix.meta.target == "cpu")
-    kernels_cpu.settle(leaf for matrix in held for leaf in jax.tree.leaves(matrix))
 
 
 def canonical(qtensor: QTensor) -> Prepared:
