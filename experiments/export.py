@@ -24,8 +24,8 @@ _CHECKPOINT = flags.DEFINE_string(
     "A run's folder, its packed/, another checkpoint; or a GGUF file or Hugging Face folder.",
     required=True,
 )
-_FORMAT = flags.DEFINE_string(
-    "format", None, f"One of {', '.join(interop.FORMATS)}.", required=True
+_FORMAT = flags.DEFINE_enum(
+    "format", None, list(interop.FORMATS), "What is written.", required=True
 )
 _OUT = flags.DEFINE_string("out", None, "The folder, or GGUF file, to write.", required=True)
 _STRICT = flags.DEFINE_bool(
@@ -36,8 +36,6 @@ _STRICT = flags.DEFINE_bool(
 def main(argv: Sequence[str]) -> None:
     """Exports."""
     del argv
-    if _FORMAT.value not in interop.FORMATS:
-        raise ValueError(f"--format={_FORMAT.value}: is not of {list(interop.FORMATS)}.")
     model, tokenizer = load(Path(_CHECKPOINT.value))
     rows = interop.export_model(
         model, _OUT.value, _FORMAT.value, tokenizer=tokenizer, strict=_STRICT.value

@@ -58,17 +58,11 @@ def test_out_and_in_again_keeps_the_codes(checkpoint, tmp_path):
         assert (a.codes() == b.codes()).all()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"--format": "gptq3"}, "--format=gptq3: is not of ['gptq', "),
-        ({"--format": "bitnet"}, "BitNet cannot hold int8 in groups of 32"),
-    ],
-)
-def test_a_wrong_command_leaves_with_one_message(checkpoint, tmp_path, change, message):
-    options = {"--checkpoint": checkpoint, "--format": "gguf", "--out": "out"} | change
-    done = command(tmp_path, "export", *(word for pair in options.items() for word in pair))
+def test_a_wrong_command_leaves_with_one_message(checkpoint, tmp_path):
+    done = command(
+        tmp_path, "export", "--checkpoint", checkpoint, "--format", "bitnet", "--out", "out"
+    )
     assert done.returncode == 1
-    assert message in done.stderr
+    assert "BitNet cannot hold int8 in groups of 32" in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
