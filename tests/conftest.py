@@ -48,9 +48,17 @@ def _optimized(path: Path) -> bool:
 
 
 def pytest_collection_modifyitems(items):
-    """Optimized tests first, so that a worker changes over once; then the longest files."""
+    """Optimized tests first, so that a worker changes over once; then the longest files.
+
+    Files that start programs have few tests and long ones.
+    """
     tests = collections.Counter(item.path for item in items)
-    items.sort(key=lambda item: (not _optimized(item.path), -tests[item.path], item.path))
+
+    def place(item):
+        starts = "experiments" in item.path.parts or item.path.name == "test_notebook.py"
+        return not _optimized(item.path), not starts, -tests[item.path], item.path
+
+    items.sort(key=place)
 
 
 def pytest_unconfigure():

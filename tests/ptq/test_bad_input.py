@@ -92,11 +92,10 @@ def test_a_damaged_weight_names_its_block_and_the_blocks_before_are_kept(
 @pytest.mark.parametrize(
     "stages",
     [
-        [ptq.GPTQ(order="activation", range="mse")],
-        [ptq.AWQScale(), ptq.AWQClip()],
-        [ptq.BRECQ(steps=4, batch=2)],
+        pytest.param([ptq.GPTQ(order="activation", range="mse")], id="GPTQ"),
+        pytest.param([ptq.AWQScale(), ptq.AWQClip()], id="AWQ", marks=pytest.mark.slow),
+        pytest.param([ptq.BRECQ(steps=4, batch=2)], id="BRECQ", marks=pytest.mark.slow),
     ],
-    ids=lambda stages: "+".join(type(stage).__name__ for stage in stages),
 )
 def test_constant_activations_give_second_moments_of_rank_one_and_a_finite_model(decoder, stages):
     constant = [jnp.full((4, 16), 7, jnp.int32)] * 2  # one token: every row of an input is equal

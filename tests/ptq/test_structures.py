@@ -10,7 +10,10 @@ from lowbit_jax.models import Decoder, DecoderConfig, ResNet, ResNetConfig
 from lowbit_jax.testing import assert_same_bits
 
 
-@pytest.mark.parametrize("ffn_dim", [24, 22], ids=["hadamard", "matrix"])  # 22 has no Hadamard
+@pytest.mark.parametrize(
+    "ffn_dim",  # 22 has no Hadamard
+    [pytest.param(24, marks=pytest.mark.slow, id="hadamard"), pytest.param(22, id="matrix")],
+)
 def test_a_rotated_decoder_is_loaded_packed(ffn_dim, tmp_path, batches):
     config = DecoderConfig(
         vocab=32, dim=16, layers=1, heads=4, kv_heads=2, ffn_dim=ffn_dim, max_length=16

@@ -46,7 +46,7 @@ def at_step(monkeypatch, step, act):
     monkeypatch.setattr(TrainProgress, "update", acting)
 
 
-@pytest.mark.parametrize("recipe", ["", "w1_58a8"])
+@pytest.mark.parametrize("recipe", [pytest.param("", marks=pytest.mark.slow), "w1_58a8"])
 def test_a_run_stopped_by_sigterm_goes_on_bit_for_bit(
     tiny, quiet, tmp_path, monkeypatch, uninterrupted, recipe
 ):
@@ -68,7 +68,7 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing of the loop runs after it."""
 
 
-@pytest.mark.parametrize("step", [2, 4, 7])
+@pytest.mark.parametrize("step", [pytest.param(2, marks=pytest.mark.slow), 4, 7])
 def test_a_killed_run_loses_only_what_came_after_its_checkpoint(
     tiny, quiet, tmp_path, monkeypatch, uninterrupted, step
 ):
