@@ -46,7 +46,7 @@ def methods(scheme: str, steps: int) -> dict[str, list[ptq.Stage]]:
         "AdaRound": [ptq.AdaRound(steps)],
         "BRECQ": [ptq.BRECQ(steps, batch=32)],
         # As in the paper; the authors' program does so when asked.
-        "BRECQ, Fisher": [ptq.BRECQ(steps, batch=32, objective="fisher")],
+        "BRECQ with Fisher weights": [ptq.BRECQ(steps, batch=32, objective="fisher")],
     }
     if scheme == "w4a4":
         found["QDrop"] = [ptq.QDrop(steps, batch=32)]

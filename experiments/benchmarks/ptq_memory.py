@@ -5,12 +5,11 @@ tokens. What a run adds to the memory before it, less the quantized weights that
 grow with depth.
 
 Counted is what is allocated (glibc's `mallinfo2`, every 10 ms). Resident memory is shown beside it:
-it also holds what was freed and is kept by malloc, which differed by 150 MB between runs.
+it also holds what was freed and is kept by malloc, which differed by 170 MB between runs.
 """
 
 import contextlib
 import ctypes
-import resource
 import subprocess
 import sys
 import threading
@@ -23,6 +22,7 @@ from flax import nnx
 
 from lowbit_jax import ptq
 from lowbit_jax.models import Decoder, DecoderConfig
+from lowbit_jax.ptq.report import peak_memory_bytes
 
 _LAYERS = flags.DEFINE_integer("layers", 0, "One depth, in this process; 0: all.")
 _DEPTHS = flags.DEFINE_list("depths", ["4", "8", "16"], "Layers of the decoders.")
@@ -39,11 +39,6 @@ class _Heap(ctypes.Structure):
             "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
         )
     ]  # fmt: skip
-
-
-def resident_peak() -> int:
-    """Largest resident memory of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @contextlib.contextmanager
@@ -87,10 +82,10 @@ def measure(layers: int, dim: int) -> tuple[float, float, float]:
     weights = sum(x.nbytes for x in jax.tree.leaves(nnx.state(model.layers)))
     rng = np.random.default_rng(0)
     batches = [rng.integers(0, 256, (8, 256)).astype(np.int32) for _ in range(16)]
-    before = resident_peak()
+    before = peak_memory_bytes()
     with allocated_peak() as allocated:
         ptq.run(model, "w4a16_g32", batches, [ptq.GPTQ()])
-    grown = (allocated[1] - allocated[0], resident_peak() - before)
+    grown = (allocated[1] - allocated[0], peak_memory_bytes() - before)
     return (grown[0] - weights) / 1e6, (grown[1] - weights) / 1e6, weights / 1e6
 
 
