@@ -3,6 +3,7 @@
 import collections
 import os
 import shutil
+import sys
 import tempfile
 
 # Before jax starts: all are read once.
@@ -15,8 +16,12 @@ if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
 _COMPILED = "JAX_COMPILATION_CACHE_DIR"
 _OWN_FOLDER = "" if _COMPILED in os.environ else tempfile.mkdtemp(prefix="lowbit-compiled-")
 if _OWN_FOLDER:
-    os.environ[_COMPILED] = _OWN_FOLDER
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    os.environ[_COMPILED] = f"{_OWN_FOLDER}/xla"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    # So with Python's: where none is kept (as in many containers), jax takes 5 s longer to import.
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = f"{_OWN_FOLDER}/python"
+        sys.dont_write_bytecode = False
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # see the fixture `optimizations`
 
 from pathlib import Path  # noqa: E402
@@ -76,6 +81,7 @@ def optimizations(request):
     if jax.config.read("jax_disable_most_optimizations") != off:
         jax.clear_caches()  # jax would go on with what it has compiled the other way
         jax.config.update("jax_disable_most_optimizations", off)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(off))  # of programs that tests start
 
 
 @pytest.fixture(scope="module")
