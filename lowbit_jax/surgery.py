@@ -351,9 +351,7 @@ def _check_values(path: str, module: TrainTwin) -> None:
             if (
                 isinstance(leaf, jax.Array)
                 and not isinstance(leaf, jax.core.Tracer)
-                and (
-                    jnp.issubdtype(leaf.dtype, jnp.floating) and not bool(jnp.isfinite(leaf).all())
-                )
+                and (jnp.issubdtype(leaf.dtype, jnp.floating) and not bool(_all_finite(leaf)))
             ):
                 if isinstance(variable, QuantStat):
                     raise ValueError(
@@ -362,6 +360,11 @@ def _check_values(path: str, module: TrainTwin) -> None:
                     )
                 bad = int(leaf.size - jnp.isfinite(leaf).sum())
                 raise ValueError(f"{path}/{name}: {bad} of {leaf.size} values are NaN or infinite.")
+
+
+@jax.jit
+def _all_finite(x: jax.Array) -> jax.Array:
+    return jnp.isfinite(x).all()
 
 
 def _with_path(path: str, make: Callable[[], Any]) -> Any:

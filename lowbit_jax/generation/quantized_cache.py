@@ -7,6 +7,7 @@ they lie, and no dense cache is ever made (see `ops.attend`, which has kernels f
 `quantized_cache` also makes KIVI's cache, which has a module of its own.
 """
 
+import functools
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final, Literal
@@ -62,9 +63,9 @@ class QuantizedKVCache(nnx.Module):
     ):
         """An empty cache whose `update` gives arrays of `dtype`."""
         self.implementation = implementation
-        empty = jnp.zeros((batch, capacity, kv_heads, head_dim), dtype)
-        self.key = nnx.Cache(quantize(empty, spec))
-        self.value = nnx.Cache(quantize(empty, spec))
+        shape = (batch, capacity, kv_heads, head_dim)
+        # An array each: the program that writes tokens donates them.
+        self.key, self.value = (nnx.Cache(_empty(shape, jnp.dtype(dtype), spec)) for _ in range(2))
         self.filled = nnx.Cache(jnp.zeros((), jnp.int32))
 
     @property
@@ -127,6 +128,12 @@ class QuantizedKVCache(nnx.Module):
         for held, fresh in ((self.key, key), (self.value, value)):
             held.set_value(_written(held.get_value(), fresh, start, length <= capacity))
         self.filled[...] = length
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
+def _empty(shape: tuple[int, ...], dtype: Any, spec: QuantSpec) -> QTensor:
+    """Zeros; one program, where the operations of `quantize` would be compiled one by one."""
+    return quantize(jnp.zeros(shape, dtype), spec)
 
 
 def _written(held: QTensor, fresh: Array, start: Array, fits: Array) -> QTensor:

@@ -6,6 +6,7 @@ quantized one. Padding, dtypes, precision, sharding and whatever Flax adds later
 """
 
 import abc
+import functools
 import types
 from typing import Any, ClassVar, Final, override
 
@@ -21,7 +22,7 @@ from lowbit_jax.nn.views import MatrixView
 from lowbit_jax.ops import Prepared
 from lowbit_jax.ops.integer import Contraction, check_integer, integer_levels, integer_product
 from lowbit_jax.qtensor import QTensor
-from lowbit_jax.quantizers import Quantizer
+from lowbit_jax.quantizers import Quantizer, State
 from lowbit_jax.quantizers.reshaped import Reshaped
 from lowbit_jax.scheme import LayerScheme
 
@@ -257,7 +258,13 @@ class TrainTwin(Twin):
         if self.scheme.weight is None:
             raise ValueError("this layer's scheme quantizes activations only: its kernel is float.")
         matrix = self.view.to_matrix(self.kernel_variable[...])
-        return self.scheme.weight.freeze(matrix, self.state("kernel"))
+        return _frozen(self.scheme.weight, matrix, self.state("kernel"))
+
+
+@functools.partial(jax.jit, static_argnames="quantizer", inline=True)
+def _frozen(quantizer: Quantizer, matrix: Array, state: State) -> QTensor:
+    """As one program: outside jit, every operation would be compiled for every shape."""
+    return quantizer.freeze(matrix, state)
 
 
 class PackedTwin(Twin):

@@ -114,6 +114,7 @@ class GPTQ(LayerSolver):
         return LayerSolution(snapped(solved, problem.spec, range_), range_, info)
 
 
+@jax.jit
 def _without_dead(hessian: Array) -> Array:
     """Ones on the diagonal where an input was always zero: such rows are rounded on their own."""
     diagonal = jnp.diagonal(hessian, axis1=-2, axis2=-1)
@@ -129,6 +130,7 @@ def _group_rows(spec: QuantSpec, k: int) -> int:
     return spec.granularity.k or k
 
 
+@functools.partial(jax.jit, static_argnames=("order", "rows"))
 def _order(importance: Float[Array, "*s k"], order: Order, rows: int) -> Int32[Array, "*s k"]:
     if order == "none":
         k = importance.shape[-1]

@@ -166,6 +166,7 @@ class Convolutions(nnx.Module):
         return jnp.mean(x, axis=(1, 2))
 
 
+@pytest.mark.slow
 def test_steps_of_convolutions_called_one_by_one_are_those_of_the_loop(monkeypatch):
     images = [jax.random.normal(jax.random.key(i), (8, 6, 6, 4)) for i in range(2)]
     stage = ptq.BRECQ(steps=30, batch=4, lr=3e-2)

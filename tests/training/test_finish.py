@@ -43,7 +43,7 @@ def runs(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("recipe", ["", "w1_58a8"])
+@pytest.mark.parametrize("recipe", [pytest.param("", marks=pytest.mark.slow), "w1_58a8"])
 def test_a_run_leaves_everything_that_is_promised(runs, tiny, quiet, recipe):
     result = runs(tiny, quiet, recipe)
     folder = result["folder"]

@@ -68,7 +68,9 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing of the loop runs after it."""
 
 
-@pytest.mark.parametrize("step", [pytest.param(2, marks=pytest.mark.slow), 4, 7])
+@pytest.mark.parametrize(
+    "step", [pytest.param(2, marks=pytest.mark.slow), 4, pytest.param(7, marks=pytest.mark.slow)]
+)
 def test_a_killed_run_loses_only_what_came_after_its_checkpoint(
     tiny, quiet, tmp_path, monkeypatch, uninterrupted, step
 ):

@@ -8,6 +8,7 @@ from experiments.benchmarks import qat_step
 SIZES = qat_step.Sizes(dim=32, layers=1, ffn_dim=32, batch=2, length=8)
 
 
+@pytest.mark.slow
 def test_a_packed_model_that_computes_something_else_stops_the_benchmark(monkeypatch):
     model = lb.quantize_model(SIZES.model(), "w1_58a16")
     tokens = jax.random.randint(jax.random.key(0), (2, 9), 0, 256)
