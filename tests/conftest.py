@@ -43,8 +43,10 @@ hypothesis.settings.load_profile("lowbit")
 # optimizations take longer than what they speed up, and are off (in programs that tests start too).
 _OPTIMIZED = (
     "generation/test_quantized_cache.py", "kernels_cpu/", "kernels_pallas/test_rounding.py",
-    "laws/", "nn/", "ops/", "optimizers/", "quantizers/", "test_estimators.py", "test_packing.py",
-    "test_qtensor.py", "test_surgery.py",
+    "laws/", "nn/", "ops/test_integer.py", "ops/test_lookup.py", "ops/test_matmul.py",
+    "ops/test_packed_attention.py", "optimizers/", "quantizers/test_in_layers.py",
+    "quantizers/test_learned.py", "quantizers/test_ranges.py", "test_estimators.py",
+    "test_packing.py", "test_surgery.py",
 )  # fmt: skip
 
 

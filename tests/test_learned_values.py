@@ -104,7 +104,9 @@ def test_files_of_others_refuse_its_codes_and_take_its_values():
         _check_codes("mlp/up", q, None)
 
 
-@pytest.mark.parametrize("preset", ["w1_58a16_ttq", "w2a16_lq"])
+@pytest.mark.parametrize(
+    "preset", ["w1_58a16_ttq", pytest.param("w2a16_lq", marks=pytest.mark.slow)]
+)
 def test_a_model_trains_packs_and_comes_back_from_its_checkpoint(preset, tmp_path):
     model = MLP(MLPConfig(32, (32,), 4), rngs=nnx.Rngs(0))
     model = lb.quantize_model(model, lb.Recipe(lb.Rule(".*", preset)))

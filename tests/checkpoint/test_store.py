@@ -71,7 +71,11 @@ def raw_bytes(model):
 
 
 @pytest.mark.parametrize(
-    ("presets", "stacked"), [(PRESETS, False), (KINDS, True)], ids=["every preset", "stacked kinds"]
+    ("presets", "stacked"),
+    [
+        pytest.param(PRESETS, False, id="every preset", marks=pytest.mark.slow),
+        pytest.param(KINDS, True, id="stacked kinds"),
+    ],
 )
 def test_packed_models_of_every_preset_come_back_bit_for_bit(presets, stacked, tmp_path):
     model = filled(quantized_by_parts(presets, stacked=stacked))

@@ -72,6 +72,7 @@ def stop_after(workdir, step, process, number):
     return process.returncode, out, err
 
 
+@pytest.mark.slow
 def test_sigterm_writes_a_checkpoint_and_says_how_to_go_on(tmp_path, card):
     process = start(tmp_path, "train", "--config", card(steps=100_000))
     code, _, err = stop_after(tmp_path / "runs" / "tiny", 10, process, signal.SIGTERM)

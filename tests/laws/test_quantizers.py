@@ -164,16 +164,22 @@ def _stack(cases, seed, magnitude, dtype):
     return jnp.asarray(x, dtype)
 
 
-@pytest.mark.parametrize(
-    ("cases", "dtype"),
-    [
-        pytest.param(WEIGHTS[::2], jnp.float32, id="weights-float32"),
-        pytest.param(WEIGHTS[1::2], jnp.bfloat16, id="weights-bfloat16"),
-        pytest.param(ACTIVATIONS[::2], jnp.bfloat16, id="activations-bfloat16"),
-        pytest.param(ACTIVATIONS[1::2], jnp.float32, id="activations-float32"),
-    ],
-)
-@pytest.mark.parametrize("mode", ["jitted", "vmapped", "scanned", "sharded"])
+def _programs():
+    """All quantizers jitted and sharded; mapped and scanned half of them, the others when slow."""
+    halves = {
+        "weights-float32": (WEIGHTS[::2], jnp.float32),
+        "weights-bfloat16": (WEIGHTS[1::2], jnp.bfloat16),
+        "activations-bfloat16": (ACTIVATIONS[::2], jnp.bfloat16),
+        "activations-float32": (ACTIVATIONS[1::2], jnp.float32),
+    }
+    for mode in ("jitted", "vmapped", "scanned", "sharded"):
+        for name, (cases, dtype) in halves.items():
+            later = mode in ("vmapped", "scanned") and cases in (WEIGHTS[1::2], ACTIVATIONS[1::2])
+            marks = [pytest.mark.slow] if later else []
+            yield pytest.param(mode, cases, dtype, id=f"{mode}-{name}", marks=marks)
+
+
+@pytest.mark.parametrize(("mode", "cases", "dtype"), _programs())
 def test_every_program_gives_the_bits_of_the_eager_one(mode, cases, dtype):
     x = _stack(cases, 3, 1.0, dtype)
     states = _learned([testing.stacked_state(q, x) for q in cases], np.float32(0.7))
@@ -194,7 +200,7 @@ def test_the_law_holds_for_any_data_and_any_learned_scale(seed, exponent, factor
     x = _stack(cases, seed, 10.0**exponent, dtype)
     states = [testing.stacked_state(q, x) for q in cases]
     # Also scales that training drove to zero or below: they are used at the smallest there is.
-    _law(cases, "vmapped").check(x, _learned(states, np.float32(factor)))
+    _law(cases, "jitted").check(x, _learned(states, np.float32(factor)))
 
 
 def test_no_code_depends_on_how_the_array_is_cut():

@@ -115,6 +115,7 @@ def test_a_layer_multiplies_rotated_operands_and_packs_them():
     np.testing.assert_allclose(got, packed.layers[0].matrix.dequantize(), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_tiny_network_learns_and_its_keys_move_on():
     model = _model()
     x = jax.random.normal(jax.random.key(3), (64, 64), jnp.float32)
