@@ -32,7 +32,7 @@ class Sizes:
     ffn_dim: int = 2048
     vocab: int = 20_480
     prompt: int = 16
-    tokens: int = 32
+    tokens: int = 128
 
     def model(self) -> Decoder:
         """A float decoder with random weights."""

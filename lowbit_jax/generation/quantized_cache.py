@@ -174,22 +174,20 @@ def quantized_cache(cache: nnx.Module, cache_format: CacheFormat) -> nnx.Module:
             f"there is no cache format {cache_format!r}. Formats: {['float', *SPECS, *KIVI]}."
         )
     if isinstance(cache, KVCache):
-        layers, *shape = cache.key.shape
-        return _stacked(_one(tuple(shape), cache.key.dtype, cache_format), layers)
+        return _stacked(_one(cache, cache_format), cache.key.shape[0])
     if not isinstance(cache, nnx.List) or not all(isinstance(one, KVCache) for one in cache):
         raise NotImplementedError(
             f"a {cache_format} cache takes the place of a KVCache, one per layer in a list or all "
             f"of them stacked; this model has a {type(cache).__name__}. Use cache_format='float'."
         )
-    return nnx.List([_one(one.key.shape, one.key.dtype, cache_format) for one in cache])
+    return nnx.List([_one(one, cache_format) for one in cache])
 
 
-def _one(shape: tuple[int, ...], dtype: Any, cache_format: CacheFormat) -> nnx.Module:
-    """The empty cache of one layer for keys [batch, capacity, kv_heads, head_dim]."""
-    batch, capacity, kv_heads, head_dim = shape
+def _one(dense: KVCache, cache_format: CacheFormat) -> nnx.Module:
+    """The empty cache of one layer, of the sizes of a dense one."""
     if cache_format in KIVI:
-        return KiviCache(batch, capacity, kv_heads, head_dim, dtype, KIVI[cache_format])
-    return QuantizedKVCache(batch, capacity, kv_heads, head_dim, dtype, SPECS[cache_format])
+        return KiviCache(*dense.sizes, dense.key.dtype, KIVI[cache_format])
+    return QuantizedKVCache(*dense.sizes, dense.key.dtype, SPECS[cache_format])
 
 
 def _stacked(cache: nnx.Module, layers: int) -> nnx.Module:

@@ -70,12 +70,17 @@ class AttendingCache(Protocol):
 class KVCache(nnx.Module):
     """Keys and values of one layer, dense, at a fixed capacity.
 
-    Always: rows `[0, length)` along the second axis are written, in order of position; all
-    sequences of a batch are equally long.
+    Always: positions `[0, length)` are written, in order; all sequences of a batch are equally
+    long.
+
+    Attributes:
+        key, value: [batch, kv_heads, capacity, head_dim]: attention multiplies head by head, and
+            positions before heads would have to be transposed for every token.
+        filled: Positions held, int32.
     """
 
     def __init__(self, batch: int, capacity: int, kv_heads: int, head_dim: int, dtype: DTypeLike):
-        shape = (batch, capacity, kv_heads, head_dim)
+        shape = (batch, kv_heads, capacity, head_dim)
         self.key = nnx.Cache(jnp.zeros(shape, dtype))
         self.value = nnx.Cache(jnp.zeros(shape, dtype))
         self.filled = nnx.Cache(jnp.zeros((), jnp.int32))
@@ -84,6 +89,12 @@ class KVCache(nnx.Module):
     def length(self) -> Int32[Array, ""]:
         """Number of positions held."""
         return self.filled[...]
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Batch, capacity, kv_heads and head_dim, of stacked caches those of one."""
+        batch, kv_heads, capacity, head_dim = self.key.shape[-4:]
+        return batch, capacity, kv_heads, head_dim
 
     def update(
         self,
@@ -102,7 +113,7 @@ class KVCache(nnx.Module):
 
         Raises: ValueError: one call brings more positions than the cache can ever hold.
         """
-        new, capacity = key.shape[1], self.key.shape[1]
+        new, capacity = key.shape[1], self.sizes[1]
         if new > capacity:
             raise ValueError(
                 f"KVCache: {new} new positions do not fit a capacity of {capacity}. "
@@ -112,7 +123,7 @@ class KVCache(nnx.Module):
         length = start + new
         fits = length <= capacity
         for held, fresh in ((self.key, key), (self.value, value)):
-            fresh = jnp.where(fits, fresh, jnp.nan).astype(held.dtype)
-            held[...] = jax.lax.dynamic_update_slice_in_dim(held[...], fresh, start, axis=1)
+            fresh = jnp.where(fits, fresh, jnp.nan).astype(held.dtype).swapaxes(1, 2)
+            held[...] = jax.lax.dynamic_update_slice_in_dim(held[...], fresh, start, axis=2)
         self.filled[...] = length
-        return self.key[...], self.value[...], length
+        return self.key[...].swapaxes(1, 2), self.value[...].swapaxes(1, 2), length

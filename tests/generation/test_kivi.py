@@ -177,9 +177,9 @@ def test_a_cache_shorter_than_the_window_is_a_float_cache():
     assert isinstance(cache, LayerCache)
     assert isinstance(cache, AttendingCache)
     _, (keys, values, _), *_ = step(cache, query, key, value)
-    dense.update(key, value)
-    np.testing.assert_array_equal(keys, dense.key[...])
-    np.testing.assert_array_equal(values, dense.value[...])
+    dense_keys, dense_values, _ = dense.update(key, value)
+    np.testing.assert_array_equal(keys, dense_keys)
+    np.testing.assert_array_equal(values, dense_values)
     assert cache.key.nbytes == cache.value.nbytes == 0
 
 
