@@ -351,7 +351,8 @@ def _check_values(path: str, module: TrainTwin) -> None:
             if (
                 isinstance(leaf, jax.Array)
                 and not isinstance(leaf, jax.core.Tracer)
-                and (jnp.issubdtype(leaf.dtype, jnp.floating) and not bool(_all_finite(leaf)))
+                and jnp.issubdtype(leaf.dtype, jnp.floating)
+                and not bool(_all_finite(leaf))
             ):
                 if isinstance(variable, QuantStat):
                     raise ValueError(

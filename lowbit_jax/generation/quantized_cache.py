@@ -65,7 +65,8 @@ class QuantizedKVCache(nnx.Module):
         self.implementation = implementation
         shape = (batch, capacity, kv_heads, head_dim)
         # An array each: the program that writes tokens donates them.
-        self.key, self.value = (nnx.Cache(_empty(shape, jnp.dtype(dtype), spec)) for _ in range(2))
+        self.key = nnx.Cache(_empty(shape, jnp.dtype(dtype), spec))
+        self.value = nnx.Cache(_empty(shape, jnp.dtype(dtype), spec))
         self.filled = nnx.Cache(jnp.zeros((), jnp.int32))
 
     @property

@@ -165,17 +165,16 @@ def _stack(cases, seed, magnitude, dtype):
 
 
 def _programs():
-    """All quantizers jitted and sharded; mapped and scanned half of them, the others when slow."""
-    halves = {
-        "weights-float32": (WEIGHTS[::2], jnp.float32),
-        "weights-bfloat16": (WEIGHTS[1::2], jnp.bfloat16),
-        "activations-bfloat16": (ACTIVATIONS[::2], jnp.bfloat16),
-        "activations-float32": (ACTIVATIONS[1::2], jnp.float32),
-    }
+    """All quantizers jitted and sharded; mapped and scanned one half, the other when slow."""
+    halves = (
+        ("weights-float32", WEIGHTS[::2], jnp.float32, False),
+        ("weights-bfloat16", WEIGHTS[1::2], jnp.bfloat16, True),
+        ("activations-bfloat16", ACTIVATIONS[::2], jnp.bfloat16, False),
+        ("activations-float32", ACTIVATIONS[1::2], jnp.float32, True),
+    )
     for mode in ("jitted", "vmapped", "scanned", "sharded"):
-        for name, (cases, dtype) in halves.items():
-            later = mode in ("vmapped", "scanned") and cases in (WEIGHTS[1::2], ACTIVATIONS[1::2])
-            marks = [pytest.mark.slow] if later else []
+        for name, cases, dtype, second in halves:
+            marks = [pytest.mark.slow] if second and mode in ("vmapped", "scanned") else []
             yield pytest.param(mode, cases, dtype, id=f"{mode}-{name}", marks=marks)
 
 
