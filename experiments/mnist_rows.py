@@ -49,15 +49,15 @@ _BINARY = ClassifierConfig(
     validation=10_000,
 )
 _LENET = ClassifierConfig(
-    epochs=15, batch=50, optimizer="sgd", lr=0.01, drops=(0.5, 0.8), weight_decay=1e-4
+    epochs=10, batch=50, optimizer="sgd", lr=0.01, drops=(0.5, 0.8), weight_decay=1e-4
 )
-_XNOR = ClassifierConfig(epochs=15, batch=100, optimizer="adam", lr=1e-3, final_lr=1e-5)
+_XNOR = ClassifierConfig(epochs=6, batch=100, optimizer="adam", lr=1e-3, final_lr=1e-5)
 
 _BINARY_NOTE = (
     "Adam with rates scaled per layer (section 2.5 of the paper); its section 3.1 used SGD, 1000 "
     "epochs"
 )
-_LENET_NOTE = "15 epochs, rates a tenth behind 50 % and 80 % of them; pooled before the norm"
+_LENET_NOTE = "10 epochs, rates a tenth behind 50 % and 80 % of them; pooled before the norm"
 _XNOR_NOTE = (
     "the paper's networks are larger, on ImageNet; first and last layer are float, as there"
 )

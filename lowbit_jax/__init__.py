@@ -102,6 +102,7 @@ from lowbit_jax.spec import (
     PerToken,
     QuantSpec,
     ScaleFormat,
+    SecondLevel,
 )
 from lowbit_jax.summary import Summary, summary
 from lowbit_jax.surgery import (
@@ -182,6 +183,7 @@ __all__ = [
     "Recipe",
     "Rule",
     "ScaleFormat",
+    "SecondLevel",
     "Sign",
     "StaticAbsmax",
     "StretchedElastic",

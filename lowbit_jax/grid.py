@@ -7,7 +7,19 @@ from jaxtyping import Array, Float
 
 from lowbit_jax.blocks import BlockView, divided, pinned, rounded_cast
 from lowbit_jax.formats import Learned
-from lowbit_jax.spec import QuantSpec
+from lowbit_jax.spec import FLOAT32, QuantSpec, SecondLevel
+
+
+class Second(NamedTuple):
+    """What turns the codes of scales into scales: `decode(code) * scale + offset`.
+
+    Attributes:
+        scale: float32, of the shape of the scales' scales.
+        offset: float32, of `SecondLevel.offset_shape`; None without.
+    """
+
+    scale: Float[Array, "..."]
+    offset: Float[Array, "..."] | None = None
 
 
 class Range(NamedTuple):
@@ -19,12 +31,15 @@ class Range(NamedTuple):
         global_scale: float32, 1 along the axes of the matrix; None without a second level.
         basis: float32, what the values of a `formats.Learned` are made of, in units of the scale;
             None for the others.
+        second: Where scales are quantized (`spec.second`), what their codes are read with; `scale`
+            holds the values of those codes.
     """
 
     scale: Float[Array, "..."]
     zero_point: Float[Array, "..."] | None = None
     global_scale: Float[Array, "..."] | None = None
     basis: Float[Array, "..."] | None = None
+    second: Second | None = None
 
 
 def effective_scale(range_: Range) -> Float[Array, "..."]:
@@ -96,3 +111,34 @@ def snap(x: Float[Array, "..."], spec: QuantSpec, range_: Range) -> Float[Array,
     view = BlockView.of(x.shape, spec)
     levels = rounded(to_levels(x, spec, range_, view), spec, range_, view)
     return from_levels(levels, range_, view, x.dtype)
+
+
+def scales_of(values: Array, level: SecondLevel, second: Second) -> Float[Array, "..."]:
+    """Scales from what `transposed_scales` made of them and `level.spec` rounded: at least 2**-119.
+
+    Args:
+        values: float32 [..., N / n, K / k].
+        level: How scales are quantized.
+        second: Its range.
+
+    Returns:
+        float32 [..., K / k, N / n].
+    """
+    if second.offset is not None:
+        values = pinned(values) + _spread(second.offset, values.shape, level)
+    return pinned(FLOAT32.round(jnp.swapaxes(values, -1, -2)))
+
+
+def transposed_scales(scale: Array, level: SecondLevel, second: Second) -> Float[Array, "..."]:
+    """What is rounded of scales [..., K / k, N / n]: without their offset, [..., N / n, K / k]."""
+    scale = jnp.swapaxes(scale, -1, -2)
+    if second.offset is None:
+        return scale
+    return pinned(scale - _spread(second.offset, scale.shape, level))
+
+
+def _spread(offset: Array, shape: tuple[int, ...], level: SecondLevel) -> Array:
+    if level.offset == "mean":
+        return offset
+    view = BlockView.of(shape, level.spec)
+    return view.merge(jnp.broadcast_to(view.split_scale(offset), view.split_shape))

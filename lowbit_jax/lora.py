@@ -11,8 +11,8 @@ Every adapted layer computes, Eq. 5 of the paper with LoRA's factor (arXiv:2106.
 
 where W stays packed: gradients go through it to x, and nothing of it is trained. B starts at zero,
 so that an adapted model begins as the packed one. The paper's double quantization stores the block
-scales in 8 bits: `nf4_g64_dq` does with e4m3 and one float32 factor per matrix, where the paper
-subtracts their mean and has one factor per 256.
+scales in 8 bits, their mean subtracted: `nf4_g64_dq` has one float32 factor for the outputs of a
+block of 64 inputs, where the paper has one for 256 scales in a row.
 
 Left out: dropout in front of A, paged optimizers (a property of one vendor's driver).
 """

@@ -34,7 +34,9 @@
 | mxfp4_quartet | the same; FP4 backward products (Quartet) | the same |
 | mxfp6_e2m3, mxfp6_e3m2, mxfp8_e4m3, mxfp8_e5m2, each with a16 | e8m0 scale per 32 | the same |
 | nf4_g64 | NormalFloat4, absmax per 64 | float |
-| nf4_g64_dq | the same, scales in e4m3 with a float32 factor per tensor (QLoRA) | float |
+| nf4_g64_dq | the same, scales in 8 bits about their mean (QLoRA) | float |
+| w{2,3,4}a16_g16_spqr | asymmetric per 16, 3-bit scales in blocks of 16 (SpQR) | float |
+| w4a8_g128_qserve | asymmetric per 128, integer scales (QServe) | narrow int8 per token |
 """
 
 import dataclasses
@@ -63,6 +65,7 @@ from lowbit_jax.quantizers import (
     LSQPlus,
     MinMax,
     OneBit,
+    Progressive,
     Quantizer,
     QuEST,
     RSign,
@@ -74,12 +77,14 @@ from lowbit_jax.scheme import LayerScheme
 from lowbit_jax.spec import (
     E4M3,
     E8M0,
+    Block,
     Granularity,
     PerChannel,
     PerGroup,
     PerTensor,
     PerToken,
     QuantSpec,
+    SecondLevel,
 )
 
 _SYMMETRIC: Final[dict[int, Format]] = {
@@ -229,15 +234,37 @@ def _floats() -> Iterator[tuple[str, LayerScheme]]:
     yield "mxfp4_quartet", dataclasses.replace(quest, backward="mxfp4")
     nf4 = QuantSpec(format=formats.NF4, granularity=PerGroup(64))
     yield "nf4_g64", LayerScheme(weight=Absmax(nf4))
-    double = dataclasses.replace(nf4, scale_format=E4M3)
-    yield "nf4_g64_dq", LayerScheme(weight=Absmax(double))
+    # QLoRA's 8 bits about the mean; the outputs of a group share a factor, there 256 in a row do.
+    level = SecondLevel(spec=QuantSpec(format=formats.DYNAMIC8), offset="mean")
+    yield "nf4_g64_dq", LayerScheme(weight=Absmax(dataclasses.replace(nf4, second=level)))
+
+
+def _second_levels() -> Iterator[tuple[str, LayerScheme]]:
+    """Groups whose scales are quantized in their turn."""
+    spqr = SecondLevel(
+        spec=QuantSpec(format=formats.INT3_HALF, granularity=PerGroup(16)), offset="middle"
+    )
+    for bits in (2, 3, 4):
+        small = QuantSpec(
+            format=formats.get(f"uint{bits}"),
+            granularity=PerGroup(16),
+            symmetric=False,
+            second=spqr,
+        )
+        yield f"w{bits}a16_g16_spqr", LayerScheme(weight=MinMax(small))
+    rows = Block(1, None)  # of the transposed scales: all groups of one output
+    integers = SecondLevel(spec=QuantSpec(format=formats.INT8, granularity=rows))
+    progressive = QuantSpec(
+        format=formats.UINT4, granularity=PerGroup(128), symmetric=False, second=integers
+    )
+    yield "w4a8_g128_qserve", LayerScheme(weight=Progressive(progressive), input=_A8)
 
 
 class Presets(Mapping[str, LayerScheme]):
     """The table; an unknown name is a ValueError that lists the nearest."""
 
     def __init__(self) -> None:
-        parts = (_integers(), _papers(), _binary(), _few_bits(), _floats())
+        parts = (_integers(), _papers(), _binary(), _few_bits(), _floats(), _second_levels())
         self._table = {name: scheme for part in parts for name, scheme in part}
 
     def __getitem__(self, name: str) -> LayerScheme:

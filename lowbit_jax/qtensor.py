@@ -11,7 +11,16 @@ from jaxtyping import Array, Float, Int32, UInt8
 from lowbit_jax import calibrate, packing
 from lowbit_jax.blocks import BlockView, pinned
 from lowbit_jax.formats import Learned
-from lowbit_jax.grid import Range, coded, decoded, from_levels, to_levels
+from lowbit_jax.grid import (
+    Range,
+    Second,
+    coded,
+    decoded,
+    from_levels,
+    scales_of,
+    to_levels,
+    transposed_scales,
+)
 from lowbit_jax.spec import Block, QuantSpec
 
 
@@ -28,23 +37,26 @@ class QTensor:
     Attributes:
         words: Planes of packed codes, int32 [..., ceil32(K) * width / 32, N] ([..., words, 1] with
             `PerToken`).
-        scale: In the dtype of `spec.scale_format`, of shape `spec.scale_shape(shape)`.
+        scale: In the dtype of `spec.scale_format`, of shape `spec.scale_shape(shape)`; a QTensor
+            [..., N / n, K / k] if `spec.second` quantizes it.
         zero_point: uint8 of the same shape; None if symmetric.
         global_scale: float32, 1 along K and N; None without a second level.
         spec: How the array is quantized.
         k: Length of K, in elements (the words are padded to a multiple of 32).
         dtype: That of the array it was made from, and of `dequantize()`.
         basis: float32, what the values of a `formats.Learned` are made of; None for the others.
+        scale_offset: float32, added to scales that are quantized; None without.
     """
 
     words: tuple[Int32[Array, "..."], ...]
-    scale: Array
+    scale: "Array | QTensor"
     zero_point: UInt8[Array, "..."] | None
     global_scale: Float[Array, "..."] | None
     spec: QuantSpec = dataclasses.field(metadata={"static": True})
     k: int = dataclasses.field(metadata={"static": True})
     dtype: Any = dataclasses.field(metadata={"static": True})
     basis: Float[Array, "..."] | None = None
+    scale_offset: Float[Array, "..."] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -66,6 +78,13 @@ class QTensor:
     def nbytes(self) -> int:
         """Bytes of words, scales, zero points and learned values, padding included."""
         return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(self))
+
+    @property
+    def plain_scale(self) -> Array:
+        """The scale in its stored dtype. Raises: ValueError: It is quantized itself."""
+        if isinstance(self.scale, QTensor):
+            raise ValueError(f"{self!r}: its scales are quantized; see `with_one_level`.")
+        return self.scale
 
     @property
     def bits_per_weight(self) -> float:
@@ -91,7 +110,13 @@ class QTensor:
     def range(self) -> Range:
         """Scales, zero points, global scale and learned values in float32."""
         zero_point = None if self.zero_point is None else self.zero_point.astype(jnp.float32)
-        return Range(self.scale.astype(jnp.float32), zero_point, self.global_scale, self.basis)
+        scale, second = self.scale, None
+        if isinstance(scale, QTensor):
+            assert self.spec.second is not None
+            second = Second(scale.range().scale, self.scale_offset)
+            scale = scales_of(scale.dequantize(), self.spec.second, second)
+        scale = scale.astype(jnp.float32)
+        return Range(scale, zero_point, self.global_scale, self.basis, second)
 
     def dequantize(self, dtype: Any = None) -> Array:
         """The array, computed in float32 and rounded once to `dtype`.
@@ -155,17 +180,35 @@ def encode(x: Float[Array, "..."], spec: QuantSpec, range_: Range) -> QTensor:
     codes = view.merge(coded(to_levels(x, spec, range_, view), spec, range_, view))
     if not isinstance(spec.granularity, Block):
         codes = codes[..., None]
-    zero_point = range_.zero_point
+    zero_point, second = range_.zero_point, range_.second
+    scale: Array | QTensor
+    if spec.second is None:
+        scale = spec.scale_format.store(range_.scale)
+    elif second is None:
+        raise ValueError("encode: a range of quantized scales needs its second level.")
+    else:
+        level = spec.second
+        codes_of_scale = transposed_scales(range_.scale, level, second)
+        scale = encode(codes_of_scale, level.spec, Range(second.scale))
     return QTensor(
         words=packing.pack_planes(codes, spec.bits, pad_code=spec.format.zero_code),
-        scale=spec.scale_format.store(range_.scale),
+        scale=scale,
         zero_point=None if zero_point is None else zero_point.astype(jnp.uint8),
         global_scale=range_.global_scale,
         spec=spec,
         k=x.shape[spec.granularity.axis],
         dtype=x.dtype,
         basis=range_.basis,
+        scale_offset=None if second is None else second.offset,
     )
+
+
+def with_one_level(q: QTensor) -> QTensor:
+    """The same values and codes with float32 scales in place of quantized ones."""
+    if q.spec.second is None:
+        return q
+    spec = dataclasses.replace(q.spec, second=None)
+    return dataclasses.replace(q, scale=q.range().scale, spec=spec, scale_offset=None)
 
 
 def _given_range(shape, spec, scale, zero_point, global_scale) -> Range:
@@ -197,10 +240,15 @@ def _given_range(shape, spec, scale, zero_point, global_scale) -> Range:
     negative = jnp.asarray(scale, jnp.float32) < 0
     # Scale formats round magnitudes; a negative scale (GGUF's Q4_0) keeps its sign.
     magnitude = spec.scale_format.round(jnp.abs(jnp.asarray(scale, jnp.float32)))
-    return Range(
-        pinned(jnp.where(negative, -magnitude, magnitude)),
-        None if zero_point is None else jnp.asarray(zero_point).astype(jnp.float32),
-        None if global_scale is None else jnp.asarray(global_scale, jnp.float32),
+    if spec.second is not None:
+        if bool(negative.any()):
+            raise ValueError("quantize: scales that are quantized themselves are not negative.")
+        found = calibrate.stored_scale(magnitude, spec)
+    else:
+        found = Range(pinned(jnp.where(negative, -magnitude, magnitude)))
+    return found._replace(
+        zero_point=None if zero_point is None else jnp.asarray(zero_point).astype(jnp.float32),
+        global_scale=None if global_scale is None else jnp.asarray(global_scale, jnp.float32),
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int32
 
 from lowbit_jax import formats
-from lowbit_jax.formats import Format, IntGrid, Minifloat
+from lowbit_jax.formats import Format, IntGrid, Learned, Minifloat
 from lowbit_jax.rounding import exp2, exponent_of, round_minifloat
 
 
@@ -202,6 +202,59 @@ def dyadic_parts(scale: Float[Array, "*n"]) -> tuple[Int32[Array, "*n"], Int32[A
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SecondLevel:
+    """How scales that are quantized themselves are: `scale = value of a code * its scale + offset`.
+
+    The scales [..., K / k, N / n] of an array [..., K, N] are seen transposed, [..., N / n, K / k],
+    as a matrix of their own: codes are packed along N, which is long, in blocks of outputs.
+    Double quantization (QLoRA, arXiv:2305.14314, section 3) has 8 bits with the mean as the offset;
+    second-order groups (SpQR, arXiv:2306.03078, section 4.2) 3 bits between the ends of 16 scales,
+    `int3_half` about the middle of the range; progressive groups (QServe, arXiv:2405.04532, section
+    4.1) integers per output, without an offset.
+
+    Attributes:
+        spec: Of the transposed scales; symmetric, in blocks, one level.
+        offset: What is subtracted before they are rounded, float32: "mean" of each matrix of
+            scales, "middle" of the extremes of each block; None: nothing.
+
+    Raises:
+        ValueError: A spec that scales cannot have.
+    """
+
+    spec: "QuantSpec"
+    offset: Literal["mean", "middle"] | None = None
+
+    def __post_init__(self):
+        spec = self.spec
+        simple = isinstance(spec.granularity, Block) and not (spec.has_global_scale or spec.second)
+        if not simple or not spec.symmetric or isinstance(spec.format, Learned):
+            raise ValueError(
+                f"SecondLevel: scales are quantized in blocks, symmetrically, with one level of "
+                f"scales of their own and a fixed format, not as {spec.describe()}."
+            )
+        if self.offset not in (None, "mean", "middle"):
+            raise ValueError(
+                f"SecondLevel(offset={self.offset!r}): known are None, 'mean' and 'middle'."
+            )
+
+    def scale_shape(self, scale_shape: Sequence[int]) -> tuple[int, ...]:
+        """Shape of the scales of scales of this shape."""
+        *lead, k, n = scale_shape
+        return self.spec.scale_shape((*lead, n, k))
+
+    def offset_shape(self, scale_shape: Sequence[int]) -> tuple[int, ...] | None:
+        """Shape of the offsets of scales of this shape; None without."""
+        if self.offset is None:
+            return None
+        return (*scale_shape[:-2], 1, 1) if self.offset == "mean" else self.scale_shape(scale_shape)
+
+    def describe(self) -> str:
+        """The level in a few words."""
+        about = f" about their {self.offset}" if self.offset else ""
+        return f"scales in {self.spec.describe()}{about}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class QuantSpec:
     """How one array, seen as a matrix [..., K, N] (`PerToken`: [..., K]), is quantized.
 
@@ -212,15 +265,18 @@ class QuantSpec:
             format.
         scale_format: How scales are stored; e4m3 comes with a float32 `global_scale` per trailing
             matrix.
+        second: How the scales are quantized in their turn; None: they are stored as they are.
 
     Raises:
-        ValueError: The format and `symmetric` contradict each other.
+        ValueError: The format and `symmetric` contradict each other, or a second level that scales
+            of this kind have not.
     """
 
     format: Format
     granularity: Granularity = Block(None, 1)
     symmetric: bool = True
     scale_format: ScaleFormat = FLOAT32
+    second: SecondLevel | None = None
 
     def __post_init__(self):
         signed = not isinstance(self.format, IntGrid) or self.format.signed
@@ -240,6 +296,12 @@ class QuantSpec:
             raise NotImplementedError(
                 f"QuantSpec: {self.scale_format.key} scales round a magnitude to the mantissa of a "
                 f"small float, and {self.format.name} has none. Use E8M0 or E8M0_CEIL."
+            )
+        if self.second and (self.scale_format != FLOAT32 or isinstance(self.granularity, PerToken)):
+            raise ValueError(
+                f"QuantSpec: a second level quantizes the float32 scales of blocks, not "
+                f"{self.scale_format.key} scales {self.granularity.describe()}. Leave scale_format "
+                "as it is: the second level says how they are stored."
             )
 
     @property
@@ -275,11 +337,19 @@ class QuantSpec:
                     f"({length} = {length // size} * {size} + {length % size}). "
                     f"Group sizes that fit: {fits or 'none; use per-channel scales'}."
                 )
-        return (*lead, *(n // s if s else 1 for n, s in zip(trail, sizes, strict=True)))
+        scales = (*lead, *(n // s if s else 1 for n, s in zip(trail, sizes, strict=True)))
+        if self.second:
+            try:
+                self.second.scale_shape(scales)
+            except ValueError as error:
+                raise ValueError(f"scales of shape {scales}, transposed: {error}") from None
+        return scales
 
     def describe(self) -> str:
         """The spec in a few words, such as 'int4 in groups of 128 with float16 scales'."""
         text = f"{self.format.name} {self.granularity.describe()}"
+        if self.second:
+            return f"{text}, {self.second.describe()}"
         scales = self.scale_format.key
         return text if scales == "float32" else f"{text} with {scales} scales"
 
@@ -287,12 +357,15 @@ class QuantSpec:
         """The spec as JSON-able values, readable without jax."""
         granularity: dict[str, Any] = {"type": type(self.granularity).__name__}
         granularity |= dataclasses.asdict(self.granularity)
-        return {
+        data = {
             "format": formats.to_key(self.format),
             "granularity": granularity,
             "symmetric": self.symmetric,
             "scale_format": self.scale_format.key,
         }
+        if self.second:  # not in the files of before there was one
+            data["second"] = {"spec": self.second.spec.to_dict(), "offset": self.second.offset}
+        return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "QuantSpec":
@@ -318,4 +391,11 @@ class QuantSpec:
                     f"{sorted(SCALE_FORMATS)}."
                 )
             data["scale_format"] = SCALE_FORMATS[data["scale_format"]]
+        if data.get("second") is not None:
+            level = dict(data["second"])
+            if set(level) != {"spec", "offset"}:
+                raise ValueError(
+                    f"QuantSpec: second has the keys {sorted(level)}, not ['offset', 'spec']."
+                )
+            data["second"] = SecondLevel(spec=cls.from_dict(level["spec"]), offset=level["offset"])
         return cls(**data | {"format": formats.from_key(data["format"])})

@@ -30,6 +30,7 @@ LISTED = {
     *(f"w{bits}a16_lq" for bits in (2, 3, 4)),
     *("w1_58a16_ttq", "w1a16_bitnet", "w1a8_bitnet", "w1a1_xnor_scaled", "w4a16_inq"),
     *("w5a16_apot_learned", "w3a3_lsqplus", "w4a4_lsqplus", "mxfp4_quest", "mxfp4_quartet"),
+    *("w2a16_g16_spqr", "w3a16_g16_spqr", "w4a16_g16_spqr", "w4a8_g128_qserve"),
 }
 INTEGER = {
     "w8a8",

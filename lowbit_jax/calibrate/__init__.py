@@ -8,12 +8,15 @@
 | mse | searched for the least squared error | few bits |
 | exact | of the least squared error, by sorting | ternary, binary |
 | sign_value | no range: vectors around a sign matrix | OneBit |
+| progressive | integers per output, min-max of groups of them | QServe |
 | kl_threshold | from a histogram | static activations |
+| stored_scale | of given scales, as they are stored | other ranges |
 """
 
 from lowbit_jax.calibrate.factors import sign_value
 from lowbit_jax.calibrate.histogram import kl_threshold
-from lowbit_jax.calibrate.ranges import absmax, absmean, minmax, quantile
+from lowbit_jax.calibrate.progressive import progressive
+from lowbit_jax.calibrate.ranges import absmax, absmean, minmax, quantile, stored_scale
 from lowbit_jax.calibrate.search import exact, mse
 from lowbit_jax.grid import Range
 
@@ -25,6 +28,8 @@ __all__ = [
     "kl_threshold",
     "minmax",
     "mse",
+    "progressive",
     "quantile",
     "sign_value",
+    "stored_scale",
 ]

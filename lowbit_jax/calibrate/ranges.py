@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Array
 
 from lowbit_jax.blocks import BlockView, divided, pinned, reduce_matrix
-from lowbit_jax.formats import Minifloat
-from lowbit_jax.grid import Range
+from lowbit_jax.formats import BINARY, Minifloat
+from lowbit_jax.grid import Range, Second, scales_of, snap, transposed_scales
 from lowbit_jax.rounding import round_minifloat
-from lowbit_jax.spec import QuantSpec
+from lowbit_jax.spec import PerTensor, QuantSpec
 
 # Its product with the smallest e4m3 scale, 2**-9, and the smallest value of a format stays normal.
 _SMALLEST_GLOBAL: Final = 2.0**-110
@@ -64,8 +64,26 @@ def _one_level(block: Array, spec: QuantSpec) -> Range:
                 largest=float(np.finfo(np.float32).max),
             )
         largest_exponent = math.floor(math.log2(spec.format.max))
-        return Range(pinned(spec.scale_format.round(block * np.float32(2.0**-largest_exponent))))
-    return Range(pinned(spec.scale_format.round(block * np.float32(1 / spec.format.half_range))))
+        return stored_scale(block * np.float32(2.0**-largest_exponent), spec)
+    return stored_scale(block * np.float32(1 / spec.format.half_range), spec)
+
+
+def stored_scale(scale: Array, spec: QuantSpec) -> Range:
+    """The range whose scales are these as they are stored: rounded, or quantized in their turn."""
+    if spec.second is None:
+        return Range(pinned(spec.scale_format.round(scale)))
+    level, scale, offset = spec.second, pinned(spec.scale_format.round(scale)), None
+    if level.offset == "mean":
+        offset = absmean(scale, QuantSpec(format=BINARY, granularity=PerTensor()), eps=0.0).scale
+    elif level.offset == "middle":
+        outputs = jnp.swapaxes(scale, -1, -2)
+        view = BlockView.of(outputs.shape, level.spec)
+        low, high = view.reduce(jnp.min, outputs), view.reduce(jnp.max, outputs)
+        offset = pinned((low + high) * np.float32(0.5))
+    centred = transposed_scales(scale, level, Second(scale, offset))
+    second = Second(absmax(centred, level.spec).scale, offset)
+    values = snap(centred, level.spec, Range(second.scale))
+    return Range(scales_of(values, level, second), second=second)
 
 
 def quantile(x: Array, spec: QuantSpec, *, share: float = 0.999) -> Range:
@@ -131,9 +149,9 @@ def minmax(x: Array, spec: QuantSpec) -> Range:
 def asymmetric(low: Array, high: Array, spec: QuantSpec) -> Range:
     """The range from `low` to `high`, of the scale's shape, with an integer zero point."""
     levels = spec.format.half_range * 2
-    scale = pinned(spec.scale_format.round((high - low) * np.float32(1 / levels)))
-    zero_point = jnp.clip(jnp.round(divided(-low, scale)), 0.0, np.float32(levels))
-    return Range(scale, pinned(zero_point))
+    found = stored_scale((high - low) * np.float32(1 / levels), spec)
+    zero_point = jnp.clip(jnp.round(divided(-low, found.scale)), 0.0, np.float32(levels))
+    return found._replace(zero_point=pinned(zero_point))
 
 
 def absmean(x: Array, spec: QuantSpec, *, eps: float = 1e-5) -> Range:
@@ -172,7 +190,7 @@ def absmean(x: Array, spec: QuantSpec, *, eps: float = 1e-5) -> Range:
     mean_fixed = pinned(pinned(total_float) * np.float32(1 / view.block_size))
     mean = jnp.where(jnp.isfinite(largest), mean_fixed / unit, largest)
     scale = jnp.maximum(mean.reshape(view.scale_shape), np.float32(eps))
-    return Range(pinned(spec.scale_format.round(scale)))
+    return stored_scale(scale, spec)
 
 
 def _bits_of_count(x: Array, axes: tuple[int, ...]) -> int:

@@ -1,12 +1,14 @@
 """Ranges of least squared error: searched among shrunken ones, or exactly, by sorting."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from lowbit_jax import formats
-from lowbit_jax.blocks import BlockView, pinned
-from lowbit_jax.calibrate.ranges import absmax, absmean, asymmetric, minmax
+from lowbit_jax.blocks import BlockView
+from lowbit_jax.calibrate.ranges import absmax, absmean, asymmetric, minmax, stored_scale
 from lowbit_jax.grid import Range, snap
 from lowbit_jax.spec import QuantSpec
 
@@ -35,6 +37,11 @@ def mse(
         norm: Power of the error that is summed; with 2 it is the squared error.
         importance: Weight of each element's error, of the rank of `x`; default: all alike.
     """
+    if spec.second is not None:
+        # Its scales depend on each other: searched as if they were stored, then quantized.
+        plain = dataclasses.replace(spec, second=None)
+        best = mse(x, plain, steps=steps, smallest=smallest, norm=norm, importance=importance)
+        return stored_scale(best.scale, spec)._replace(zero_point=best.zero_point)
     x = x.astype(jnp.float32)
     view = BlockView.of(x.shape, spec)
     full = absmax(x, spec) if spec.symmetric else minmax(x, spec)
@@ -103,4 +110,4 @@ def exact(x: Array, spec: QuantSpec) -> Range:
     counts = counts.reshape((1,) * (sums.ndim - 1) + (-1,))
     best = jnp.argmax(sums * sums / counts, axis=-1, keepdims=True)
     scale = jnp.take_along_axis(sums / counts, best, axis=-1)
-    return Range(pinned(spec.scale_format.round(scale.reshape(view.scale_shape))))
+    return stored_scale(scale.reshape(view.scale_shape), spec)

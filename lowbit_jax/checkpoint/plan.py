@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from lowbit_jax.checkpoint import tree as trees
 from lowbit_jax.formats import Learned
-from lowbit_jax.grid import Range
+from lowbit_jax.grid import Range, Second
 from lowbit_jax.qtensor import QTensor, encode
 from lowbit_jax.spec import QuantSpec
 
@@ -56,6 +56,11 @@ def planned_qtensor(shape: tuple[int, ...], dtype: str, spec_json: str) -> QTens
     def make() -> QTensor:
         scale_shape = spec.scale_shape(shape)
         one = (*shape[: spec.granularity.axis], *(1,) * -spec.granularity.axis)
+        second = None
+        if (level := spec.second) is not None:
+            offset_shape = level.offset_shape(scale_shape)
+            offset = None if offset_shape is None else jnp.zeros(offset_shape)
+            second = Second(jnp.ones(level.scale_shape(scale_shape)), offset)
         range_ = Range(
             jnp.ones(scale_shape),
             None if spec.symmetric else jnp.zeros(scale_shape),
@@ -63,6 +68,7 @@ def planned_qtensor(shape: tuple[int, ...], dtype: str, spec_json: str) -> QTens
             jnp.ones(spec.format.basis_shape(scale_shape))
             if isinstance(spec.format, Learned)
             else None,
+            second,
         )
         return encode(jnp.zeros(shape, _dtype(dtype)), spec, range_)
 

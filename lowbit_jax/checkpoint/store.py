@@ -187,7 +187,9 @@ def _sums(manifest: dict[str, Any], found: dict[str, Any], state: nnx.State) -> 
         return digests(state)
     sums: Digests = {}
     for name in manifest["tensors"]:
-        sums[name] = functools.reduce(operator.getitem, name.split("/"), found)
+        of_tensor = functools.reduce(operator.getitem, name.split("/"), found)
+        flat = isinstance(of_tensor, dict)
+        sums[name] = dict(trees.flat_parts(of_tensor)) if flat else of_tensor
     return sums
 
 

@@ -1,5 +1,6 @@
 """A model's state as a tree of plain dicts and arrays, which is what lies on disk, and back."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ from lowbit_jax.checkpoint.manifest import LAYOUT
 from lowbit_jax.ops import Prepared
 from lowbit_jax.qtensor import QTensor
 
-_PARTS = ("scale", "zero_point", "global_scale", "basis")
+_PARTS = ("scale", "zero_point", "global_scale", "basis", "scale_offset")
 
 
 def to_tree(state: nnx.State) -> dict[str, Any]:
@@ -81,7 +82,7 @@ def parts(state: nnx.State) -> dict[tuple[str, str], Any]:
     for path, variable in nnx.to_flat_state(state):
         name, value = "/".join(map(str, path)), _value(variable)
         of_value = qtensor_parts(value) if isinstance(value, QTensor) else {"": value}
-        arrays |= {(name, part): array for part, array in of_value.items()}
+        arrays |= {(name, part): array for part, array in flat_parts(of_value)}
     return arrays
 
 
@@ -101,12 +102,24 @@ def _is_key(x: Any) -> bool:
 
 
 def qtensor_parts(q: QTensor) -> dict[str, Any]:
-    """A QTensor's arrays by name."""
-    parts = {f"words_{i}": plane for i, plane in enumerate(q.words)}
-    return parts | {name: getattr(q, name) for name in _PARTS if getattr(q, name) is not None}
+    """A QTensor's arrays by name; those of scales that are quantized in a dict of their own."""
+    parts: dict[str, Any] = {f"words_{i}": plane for i, plane in enumerate(q.words)}
+    parts |= {name: getattr(q, name) for name in _PARTS if getattr(q, name) is not None}
+    return parts | {n: qtensor_parts(p) for n, p in parts.items() if isinstance(p, QTensor)}
+
+
+def flat_parts(parts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """What `qtensor_parts` made, by names such as "scale/words_0"."""
+    for name, part in parts.items():
+        if isinstance(part, dict):
+            yield from flat_parts(part, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", part
 
 
 def _join(parts: dict[str, Any], like: QTensor) -> QTensor:
     words = tuple(parts[f"words_{i}"] for i in range(len(like.words)))
     rest: dict[str, Any] = {name: parts.get(name) for name in _PARTS}
+    if isinstance(like.scale, QTensor):
+        rest["scale"] = _join(rest["scale"], like.scale)
     return QTensor(words=words, **rest, spec=like.spec, k=like.k, dtype=like.dtype)

@@ -20,6 +20,7 @@ computing a value agree bit for bit.
 | nf4           | 4    | 16 quantiles of the normal distribution       | the c-th, ascending      |
 | pow2_3, pow2_4| b    | 0 and +-2**-i, i = 0 .. 2**(b-1) - 2          | the c-th, ascending      |
 | apot5         | 5    | 0, +-(p + q); p: 0, 1, 1/4, 1/16, q: half of p | the c-th, ascending     |
+| dynamic8      | 8    | 0, 1, +-10**-6 .. 1 in steps that grow        | the c-th, ascending      |
 | codebook(...) | 1..8 | one's own                                     | the c-th, ascending      |
 | ternary_learned | 2  | -W_n, 0, W_p, learned                         | the c-th                 |
 | basis2 .. basis4 | b | +-v_1 .. +-v_b, learned                       | bit p: the sign of v_p+1 |
@@ -38,6 +39,7 @@ from lowbit_jax.formats.registry import (
     BASIS3,
     BASIS4,
     BINARY,
+    DYNAMIC8,
     FP4_E2M1,
     FP6_E2M3,
     FP6_E3M2,
@@ -91,6 +93,7 @@ __all__ = [
     "BASIS3",
     "BASIS4",
     "BINARY",
+    "DYNAMIC8",
     "FP4_E2M1",
     "FP6_E2M3",
     "FP6_E3M2",

@@ -3,6 +3,8 @@
 import difflib
 from typing import Any, Final
 
+import numpy as np
+
 from lowbit_jax.formats.learned import Learned, signed_sums
 from lowbit_jax.formats.types import Codebook, Format, IntGrid, Minifloat
 
@@ -32,6 +34,19 @@ def _sums_of_two_powers() -> Codebook:
     """Additive powers of two, arXiv:1909.13144 with k = 2, n = 2, and a sign."""
     first, second = (0.0, 1.0, 2.0**-2, 2.0**-4), (0.0, 2.0**-1, 2.0**-3, 2.0**-5)
     return Codebook("apot5", 5, _signed_values([a + b for a in first for b in second if a + b]))
+
+
+def _dynamic_tree() -> Codebook:
+    """Dynamic tree quantization in 8 bits, arXiv:2110.02861, section 1.3: bitsandbytes' table.
+
+    The zeros that lead a code are a decimal exponent, from 10**-6 to 1, and the bits behind them
+    the middles of equal parts of [0.1, 1]; 0 and 1 are values of their own.
+    """
+    magnitudes = []
+    for i in range(7):
+        ends = np.linspace(0.1, 1, 2**i + 1, dtype=np.float32)
+        magnitudes += [float(m) for m in np.float32(10.0 ** (i - 6)) * ((ends[:-1] + ends[1:]) / 2)]
+    return Codebook("dynamic8", 8, tuple(sorted([*_signed_values(magnitudes), 1.0])))
 
 
 def _signed_values(magnitudes: list[float]) -> tuple[float, ...]:
@@ -90,6 +105,8 @@ NF4: Final = Codebook(
 POW2_3: Final = _powers_of_two(3)
 POW2_4: Final = _powers_of_two(4)
 APOT5: Final = _sums_of_two_powers()
+# For scales (QLoRA's double quantization): 256 values are no format for weights.
+DYNAMIC8: Final = _dynamic_tree()
 
 # TTQ's -W_n, 0, W_p; the basis is (W_n, W_p).
 TERNARY_LEARNED: Final = Learned("ternary_learned", 2, ((-1, 0), (0, 0), (0, 1)))
@@ -107,7 +124,7 @@ ALL: Final[tuple[Format, ...]] = (
     INT3_HALF, INT4_HALF, INT5_HALF, INT6_HALF, INT7_HALF, INT8_HALF,
     FP6_E2M3, FP6_E3M2, POW2_3, POW2_4, APOT5,
 )  # fmt: skip
-_BY_NAME: Final = {fmt.name: fmt for fmt in (*ALL, *LEARNED)} | {"int1": INT1}
+_BY_NAME: Final = {fmt.name: fmt for fmt in (*ALL, *LEARNED, DYNAMIC8)} | {"int1": INT1}
 
 
 def get(name: str) -> Format:

@@ -4,13 +4,15 @@ import abc
 import dataclasses
 import zlib
 from collections.abc import Sequence
-from typing import override
+from typing import Final, override
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from lowbit_jax.rounding import exp2, exponent_of, flushed, positive_zero, round_minifloat
+
+_MOST_COMPARISONS: Final = 31
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,8 +246,10 @@ class Codebook(Format):
     def encode(self, v: Float[Array, "*n"]) -> UInt8[Array, "*n"]:
         table = np.asarray(self.values, np.float32)
         middles = (table[1:] + table[:-1]) * np.float32(0.5)
+        if len(middles) > _MOST_COMPARISONS:
+            return jnp.searchsorted(jnp.asarray(middles), v).astype(jnp.uint8)
         index = jnp.zeros(v.shape, jnp.int32)
-        for middle in middles:  # 15 comparisons vectorise; a search of the table would gather
+        for middle in middles:  # comparisons vectorise; a search of the table gathers
             index += (v > middle).astype(jnp.int32)
         return index.astype(jnp.uint8)
 

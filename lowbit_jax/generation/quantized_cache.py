@@ -145,7 +145,7 @@ def _written(held: QTensor, fresh: Array, start: Array, fits: Array) -> QTensor:
         return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=1)
 
     written: QTensor = jax.tree.map(put, held, added)
-    scale = jnp.where(fits, written.scale, jnp.full_like(written.scale, jnp.nan))
+    scale = jnp.where(fits, written.plain_scale, jnp.full_like(written.plain_scale, jnp.nan))
     return QTensor(
         words=written.words,
         scale=scale,

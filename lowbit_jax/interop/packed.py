@@ -18,7 +18,7 @@ from lowbit_jax.interop.codecs.parts import Kernel
 from lowbit_jax.interop.weights import TensorSource, fill, layer_name
 from lowbit_jax.models import Decoder, DecoderConfig
 from lowbit_jax.nn import Packed
-from lowbit_jax.qtensor import QTensor
+from lowbit_jax.qtensor import QTensor, with_one_level
 from lowbit_jax.quantizers import FixedRange, Quantizer
 from lowbit_jax.recipe import Recipe, Rule
 from lowbit_jax.scheme import LayerScheme
@@ -106,7 +106,7 @@ def reordered(kernel: Kernel, columns: np.ndarray | None) -> Kernel:
     """The kernel whose output j is output `columns[j]` of the given one."""
     if columns is None:
         return kernel
-    q, n = kernel.qtensor, kernel.qtensor.shape[1]
+    q, n = with_one_level(kernel.qtensor), kernel.qtensor.shape[1]
     index = jnp.asarray(columns)
 
     def taken(array: Any) -> Any:

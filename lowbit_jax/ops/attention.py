@@ -78,8 +78,8 @@ def attend(
     start = jnp.maximum(stop - jnp.int32(window), jnp.int32(0)) if window else 0
     y = kernels_pallas.attend(
         query[:, 0],
-        (keys.words[0][..., 0], keys.scale[..., 0]),
-        (values.words[0][..., 0], values.scale[..., 0]),
+        (keys.words[0][..., 0], keys.plain_scale[..., 0]),
+        (values.words[0][..., 0], values.plain_scale[..., 0]),
         start,
         stop,
         attention=_attention(query, keys, scale, softcap),

@@ -72,7 +72,7 @@ class PerPosition:
             lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, count, axis=1), self.qtensor
         )
         levels = rows.spec.format.decode(rows.codes())
-        return levels, rows.scale[..., 0].astype(jnp.float32)
+        return levels, rows.plain_scale[..., 0].astype(jnp.float32)
 
 
 def grouped(

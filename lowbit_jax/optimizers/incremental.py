@@ -23,9 +23,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int32
 
-from lowbit_jax.grid import Range, snap
+from lowbit_jax.grid import snap
 from lowbit_jax.optimizers.kernels import Kernel, check_found, kernels_of, path_name
-from lowbit_jax.quantizers import State, range_state
+from lowbit_jax.quantizers import State, range_state, state_range
 from lowbit_jax.recipe import Recipe
 
 
@@ -161,4 +161,4 @@ def _masked(grads: Any, frozen: Any) -> Any:
 def _on_grid(w: Array, kernel: Kernel, state: State) -> Array:
     """The update that puts every weight on its nearest level."""
     matrix = kernel.view.to_matrix(w)
-    return kernel.view.from_matrix(snap(matrix, kernel.quantizer.spec, Range(**state))) - w
+    return kernel.view.from_matrix(snap(matrix, kernel.quantizer.spec, state_range(state))) - w

@@ -202,7 +202,8 @@ def _solve(
     dynamic = rows < k and not (
         gptq.static_groups
         or gptq.order == "activation"
-        or spec.has_global_scale  # which spans all groups
+        or spec.has_global_scale  # which spans all groups, as a second level may
+        or spec.second is not None
         or spec.granularity != Block(rows, 1)
     )
     if dynamic:
@@ -214,7 +215,7 @@ def _solve(
         range_ = Range(scale[back], None if zero_point is None else zero_point[back])
         return solved[inverse], range_
     range_ = find_range(weight, spec, gptq.range, quantizer=quantizer, importance=importance)
-    row_spec = dataclasses.replace(spec, granularity=PerChannel())
+    row_spec = dataclasses.replace(spec, granularity=PerChannel(), second=None)
     scale = _per_row(range_.scale, weight.shape, spec)[order]
     zero = None if range_.zero_point is None else range_.zero_point
     zero = None if zero is None else _per_row(zero, weight.shape, spec)[order]

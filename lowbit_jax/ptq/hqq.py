@@ -62,10 +62,11 @@ class HQQ(LayerSolver):
 
     @override
     def solve(self, problem: LayerProblem, key: jax.Array) -> LayerSolution:
-        if problem.spec.has_global_scale or problem.spec.scale_format.name == "e8m0":
+        spec = problem.spec
+        if spec.has_global_scale or spec.scale_format.name == "e8m0" or spec.second is not None:
             raise NotImplementedError(
-                f"{problem.path}: HQQ moves scales freely, which {problem.spec.scale_format.name} "
-                "scales cannot. Use RoundToNearest('mse')."
+                f"{problem.path}: HQQ moves scales freely, which those of {spec.describe()} "
+                "cannot. Use RoundToNearest('mse')."
             )
         range_ = _solve(self, problem.spec, problem.weight)
         return LayerSolution(snapped(problem.weight, problem.spec, range_), range_)

@@ -42,6 +42,8 @@ class Quantizer(abc.ABC):
     """Names of trainable leaves that hold no number until `observe` has seen activations."""
     learns_values: ClassVar[bool] = False
     """Whether it takes formats whose values are learned, `formats.Learned`, and only those."""
+    two_levels: ClassVar[bool] = False
+    """Whether it takes specs whose scales are quantized in their turn."""
 
     def __post_init__(self):
         self._check_symmetry()
@@ -51,6 +53,11 @@ class Quantizer(abc.ABC):
             raise NotImplementedError(
                 f"{type(self).__name__}: takes {word} formats whose values are learned, of which "
                 f"there are {takes}; this is {self.spec.format.name}."
+            )
+        if self.spec.second is not None and not self.two_levels:
+            raise NotImplementedError(
+                f"{type(self).__name__}: takes scales that are stored as they are, not "
+                f"{self.spec.second.describe()}. Absmax, MinMax, AbsMean and FixedRange take those."
             )
 
     def _check_symmetry(self) -> None:

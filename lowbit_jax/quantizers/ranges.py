@@ -43,6 +43,8 @@ class Absmax(StraightThrough):
 
     share: float = 1.0
 
+    two_levels: ClassVar[bool] = True
+
     def __post_init__(self):
         super().__post_init__()
         if not 0 < self.share <= 1:
@@ -59,7 +61,8 @@ class Absmax(StraightThrough):
         if self.share == 1:
             return full
         clipped = pinned(full.scale * np.float32(self.share))
-        return full._replace(scale=pinned(self.spec.scale_format.round(clipped)))
+        stored = calibrate.stored_scale(clipped, self.spec)
+        return stored._replace(global_scale=full.global_scale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,7 @@ class MinMax(StraightThrough):
     """Asymmetric, scale and integer zero point from the extremes of each block, per call."""
 
     symmetric: ClassVar[bool] = False
+    two_levels: ClassVar[bool] = True
 
     @override
     def range(self, x: Float[Array, "..."], state: State) -> Range:
@@ -86,6 +90,8 @@ class AbsMean(StraightThrough):
     """
 
     eps: float = 1e-5
+
+    two_levels: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()

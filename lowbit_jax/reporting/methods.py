@@ -104,8 +104,16 @@ METHODS: Final[tuple[Method, ...]] = (
         "2305.14314",
         ("nf4_g64_dq", "lora.add_lora"),
         "in part",
-        "scales in e4m3 with one factor a matrix, not in 8 bits with one per 256",
+        "the scales of all outputs share a factor, not 256 in a row",
     ),
+    Method(
+        "SpQR's bilevel groups",
+        "2306.03078",
+        ("w3a16_g16_spqr",),
+        "in part",
+        "integer zero points; outliers are not kept apart",
+    ),
+    Method("QServe's progressive groups", "2405.04532", ("w4a8_g128_qserve",)),
     Method(
         "EfficientQAT",
         "2407.11062",

@@ -19,7 +19,9 @@ def test_json_round_trip_of_every_admitted_quantizer():
 
 def test_every_quantizer_admits_something():
     learning = {cls for cls in quantizers.ALL if cls.learns_values}
-    assert {type(q) for q in testing.admitted()} == set(quantizers.ALL) - learning
+    # What takes two levels of scales only is in tests/test_second_level.py.
+    others = learning | {quantizers.Progressive}
+    assert {type(q) for q in testing.admitted()} == set(quantizers.ALL) - others
     # Formats whose values are learned are of no use to the others, and these take nothing else.
     specs = [QuantSpec(format=fmt) for fmt in formats.LEARNED]
     for cls in learning:

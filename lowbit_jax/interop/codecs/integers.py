@@ -51,7 +51,7 @@ def zeros_of(q: QTensor, target: str, nearest: str) -> np.ndarray:
         refuse(q.spec, target, "its codes are no consecutive integers with a zero point", nearest)
     if q.spec.scale_format.name in ("e4m3", "e8m0"):
         refuse(q.spec, target, "its scales are plain floats", nearest)
-    return np.full(q.scale.shape, int(-fmt.low), np.uint8)
+    return np.full(q.spec.scale_shape(q.shape), int(-fmt.low), np.uint8)
 
 
 def grouped(array: np.ndarray, q: QTensor) -> np.ndarray:

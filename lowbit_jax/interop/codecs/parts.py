@@ -11,7 +11,7 @@ import numpy as np
 
 from lowbit_jax import packing
 from lowbit_jax.formats import Format, IntGrid, Learned
-from lowbit_jax.qtensor import QTensor
+from lowbit_jax.qtensor import QTensor, with_one_level
 from lowbit_jax.spec import (
     BFLOAT16,
     FLOAT16,
@@ -75,28 +75,35 @@ class Kernel:
 def make_qtensor(
     codes: np.ndarray,
     spec: QuantSpec,
-    scale: np.ndarray,
+    scale: np.ndarray | QTensor,
     *,
     zero_point: np.ndarray | None = None,
     global_scale: np.ndarray | None = None,
+    scale_offset: np.ndarray | None = None,
     where: str,
 ) -> QTensor:
     """A QTensor of codes uint8 [K, N] and scales in their stored dtype; dequantizes to float32.
 
     Raises: ValueError: A scale or a code that stands for no number.
     """
-    check_finite(scale, f"{where}: the scales")
+    stored: jax.Array | QTensor
+    if isinstance(scale, QTensor):
+        stored = scale
+    else:
+        check_finite(scale, f"{where}: the scales")
+        stored = jnp.asarray(np.ascontiguousarray(scale), spec.scale_format.dtype)
     if global_scale is not None:
         check_finite(global_scale, f"{where}: the global scale")
     check_codes(codes, spec.format, where)
     return QTensor(
         words=_packed(codes, spec.format),
-        scale=jnp.asarray(np.ascontiguousarray(scale), spec.scale_format.dtype),
+        scale=stored,
         zero_point=None if zero_point is None else jnp.asarray(np.ascontiguousarray(zero_point)),
         global_scale=None if global_scale is None else jnp.asarray(global_scale, jnp.float32),
         spec=spec,
         k=codes.shape[0],
         dtype=jnp.dtype(jnp.float32),
+        scale_offset=None if scale_offset is None else jnp.asarray(scale_offset, jnp.float32),
     )
 
 
@@ -131,8 +138,8 @@ def _columns(codes: np.ndarray) -> list[slice]:
 
 
 def scale_of(q: QTensor) -> np.ndarray:
-    """The scales of a QTensor in their stored dtype, on the host."""
-    return np.asarray(jax.device_get(q.scale))
+    """The scales of a QTensor in their stored dtype (quantized ones in float32), on the host."""
+    return np.asarray(jax.device_get(with_one_level(q).scale))
 
 
 def scale_format_of(scale: np.ndarray, where: str) -> ScaleFormat:
@@ -176,7 +183,7 @@ def expanded(array: np.ndarray, q: QTensor, size: int = 1) -> np.ndarray:
 
 def group_size(q: QTensor) -> int:
     """Rows that share a scale."""
-    return q.k // q.scale.shape[-2]
+    return q.k // q.spec.scale_shape(q.shape)[-2]
 
 
 def grouping(k: int, groups: int, where: str) -> Block:

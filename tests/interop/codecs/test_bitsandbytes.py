@@ -7,6 +7,7 @@ import pytest
 
 from lowbit_jax import formats
 from lowbit_jax.interop.codecs import bitsandbytes
+from lowbit_jax.qtensor import QTensor
 
 NF4 = np.array(formats.NF4.values, np.float32)
 N, K, SIZE, NESTED = 12, 128, 64, 8
@@ -58,7 +59,45 @@ def test_read_as_the_page_says(double):
     kernel = bitsandbytes.decode(tensors, where="w")
     np.testing.assert_array_equal(kernel.dequantize().T, values)
     np.testing.assert_array_equal(np.asarray(kernel.qtensor.codes()).T, codes)
+    # The 8-bit scales are kept as such: 4 rows of 2 blocks share each of 3 nested scales.
+    assert isinstance(kernel.qtensor.scale, QTensor) == double
+    if double:
+        small = kernel.qtensor.scale
+        np.testing.assert_array_equal(
+            np.asarray(small.codes()), tensors["weight.absmax"].reshape(N, -1)
+        )
+        np.testing.assert_array_equal(small.scale[:, 0], tensors["weight.nested_absmax"])
     assert bitsandbytes.shape_of(tensors[bitsandbytes.STATE], "w") == (N, K)
+
+
+def test_nested_blocks_in_a_row_of_one_output_are_kept():
+    n, k, size = 2, 512, 4
+    rng = np.random.default_rng(0)
+    small = rng.integers(1, 256, n * k // SIZE, dtype=np.uint8)
+    table = np.array(formats.DYNAMIC8.values, np.float32)
+    nested = np.linspace(0.1, 0.4, n * k // SIZE // size, dtype=np.float32)
+    tensors = {
+        "weight": rng.integers(0, 256, (n * k // 2, 1), dtype=np.uint8),
+        "weight.absmax": small,
+        "weight.nested_absmax": nested,
+        "weight.nested_quant_map": table,
+        bitsandbytes.STATE: state(shape=[n, k], nested_blocksize=size, nested_offset=0.5),
+    }
+    kernel = bitsandbytes.decode(tensors, where="w")
+    level = kernel.qtensor.spec.second
+    assert level.spec.format is formats.DYNAMIC8
+    scale = table[small] * np.repeat(nested, size) + np.float32(0.5)
+    np.testing.assert_array_equal(kernel.qtensor.range().scale, scale.reshape(n, -1).T)
+
+
+@pytest.mark.parametrize(("offset", "size"), [(-9.0, NESTED), (0.5, 5)])
+def test_scales_that_are_negative_or_not_in_whole_blocks_become_floats(offset, size):
+    tensors, _, _ = tensors_of(True)
+    tensors["weight.nested_absmax"] = np.ones(-(-N * K // SIZE // size), np.float32)
+    changed = state(nested_blocksize=size, nested_offset=offset)
+    kernel = bitsandbytes.decode(tensors | {bitsandbytes.STATE: changed}, where="w")
+    assert kernel.qtensor.spec.second is None
+    assert kernel.qtensor.scale.dtype == np.float32
 
 
 @pytest.mark.parametrize(
