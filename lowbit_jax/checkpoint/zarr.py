@@ -1,8 +1,8 @@
-"""Reads a part of an array in zarr's version 2, uncompressed: a header and files of numbers.
+"""Arrays in zarr's version 2, uncompressed: a header and files of numbers; parts of them are read.
 
-Of the format only what orbax writes for us is read; anything else is refused by name. Nothing is
-allocated before all files are known to have the length that the header gives them, so that no more
-memory is asked for than there are bytes on disk.
+Of the format only what `write` and orbax write for us is read; anything else is refused by name.
+Nothing is allocated before all files are known to have the length that the header gives them, so
+that no more memory is asked for than there are bytes on disk.
 """
 
 import dataclasses
@@ -116,6 +116,70 @@ def find(
 def read(folder: epath.Path, shape: tuple[int, ...], dtype: Any, box: Box) -> np.ndarray:
     """The elements of an array that lie in a box. Arguments and errors: as `find`, `Part.read`."""
     return find(folder, shape, dtype, box).read()
+
+
+def write(folder: epath.Path, array: np.ndarray, most_bytes: int) -> None:
+    """Writes an array to a new folder of the local disk, on which it is when this returns.
+
+    Args:
+        folder: The array's.
+        array: Of any shape and dtype that jax has.
+        most_bytes: In a file, but for an element larger than that.
+
+    Raises: OSError: The disk is full, or the folder is there.
+    """
+    chunk = _cut(array.shape, array.dtype.itemsize, most_bytes)
+    folder.mkdir()
+    header = {
+        "chunks": list(chunk),
+        "compressor": None,
+        "dimension_separator": ".",
+        "dtype": _name(array.dtype),
+        "fill_value": None,
+        "filters": None,
+        "order": "C",
+        "shape": list(array.shape),
+        "zarr_format": 2,
+    }
+    _put(folder / _HEADER, json.dumps(header).encode())
+    for at in itertools.product(*map(range, _grid(array.shape, chunk))):
+        place: Any = tuple(slice(i * n, (i + 1) * n) for i, n in zip(at, chunk, strict=True))
+        part = array[(*place, ...)]
+        if part.shape != chunk:  # at the end a file has the length of all others
+            whole = np.zeros(chunk, array.dtype)
+            whole[tuple(slice(n) for n in part.shape)] = part
+            part = whole
+        part = np.ascontiguousarray(part).reshape(-1)
+        _put(folder / (".".join(map(str, at)) or "0"), memoryview(part.view(np.uint8)))
+
+
+def _cut(shape: tuple[int, ...], itemsize: int, most_bytes: int) -> tuple[int, ...]:
+    """The shape of a file's part: whole trailing axes, and as even a share of the one before."""
+    chunk = [1] * len(shape)
+    room = max(1, most_bytes // itemsize)  # elements
+    for axis in reversed(range(len(shape))):
+        length = max(1, shape[axis])
+        files = -(-length // min(length, room))
+        chunk[axis] = -(-length // files)
+        if files > 1:
+            break
+        room //= length
+    return tuple(chunk)
+
+
+def _grid(shape: tuple[int, ...], chunk: tuple[int, ...]) -> list[int]:
+    return [-(-length // n) for length, n in zip(shape, chunk, strict=True)]
+
+
+def _put(file: epath.Path, content: bytes | memoryview) -> None:
+    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        view = memoryview(content)
+        while len(view):
+            view = view[os.write(handle, view) :]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def is_local(path: epath.Path) -> bool:

@@ -1,13 +1,15 @@
-"""The reader of arrays against orbax, which wrote them: every type and rank, whole and in parts."""
+"""Arrays on disk: what we write orbax reads, what orbax writes we read; whole and in parts."""
 
 import json
 import shutil
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+import tensorstore
 from etils import epath
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowbit_jax.checkpoint import arrays, zarr
@@ -28,16 +30,19 @@ def written(folder, tree):
     return epath.Path(folder)
 
 
-@pytest.fixture(scope="module")
-def everything(tmp_path_factory):
-    """Arrays of every type and rank, and where they lie."""
+@pytest.fixture(scope="module", params=["ours", "orbax's"])
+def everything(request, tmp_path_factory):
+    """Arrays of every type and rank, and where they lie; written as on a local disk and not."""
     tree = {
         f"{name}_{len(shape)}": random_array(shape, jax.numpy.dtype(name))
         for name in TYPES
         for shape in SHAPES
     }
     on_device = {name: jax.device_put(x) for name, x in tree.items()}
-    return written(tmp_path_factory.mktemp("zarr") / "a", on_device), tree
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param != "ours":
+            patch.setattr(zarr, "is_local", lambda path: False)
+        return written(tmp_path_factory.mktemp("zarr") / "a", on_device), tree
 
 
 def test_arrays_of_any_type_and_rank_are_read(everything):
@@ -47,6 +52,41 @@ def test_arrays_of_any_type_and_rank_are_read(everything):
         assert (got.shape, got.dtype) == (array.shape, array.dtype)
         assert got.tobytes() == array.tobytes()
         assert got.ctypes.data % 64 == 0, "the CPU backend would copy it"
+
+
+def test_orbax_reads_them(everything):
+    folder, tree = everything
+    restore = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in tree}
+    with ocp.PyTreeCheckpointer() as reader:
+        args = ocp.args.PyTreeRestore(restore_args=restore)
+        restored = reader.restore(folder.resolve(), args=args)
+    assert restored.keys() == tree.keys()
+    for name, array in tree.items():
+        got = np.asarray(restored[name])
+        assert (got.shape, got.dtype) == (array.shape, array.dtype)
+        assert got.tobytes() == array.tobytes()
+
+
+@given(
+    shape=st.lists(st.integers(1, 7), max_size=3).map(tuple),
+    most=st.integers(1, 64),
+    dtype=st.sampled_from(["bfloat16", "int32", "uint8"]),
+)
+@settings(max_examples=30)
+def test_any_shape_in_files_of_any_length(tmp_path_factory, shape, most, dtype):
+    """The last file of an axis is as long as the others: tensorstore and we leave the rest out."""
+    folder = epath.Path(tmp_path_factory.mktemp("write")) / "x"
+    array = random_array(shape, jax.numpy.dtype(dtype))
+    zarr.write(folder, array, most)
+    files = [file for file in folder.iterdir() if file.name != ".zarray"]
+    assert len({file.stat().length for file in files}) == 1
+    assert files[0].stat().length <= max(most, array.itemsize)
+    box = tuple((0, n) for n in shape)
+    assert zarr.read(folder, shape, array.dtype, box).tobytes() == array.tobytes()
+    spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": str(folder)}}
+    assert tensorstore.open(spec).result().read().result().tobytes() == array.tobytes()
+    with pytest.raises(FileExistsError):
+        zarr.write(folder, array, most)
 
 
 @pytest.fixture(scope="module")
