@@ -34,7 +34,7 @@ METHODS: Final = (
     "w2a16", "w2a16_g32", "w2a16_asym", "w2a16_lsq", "w2a16_stretched", "w2a16_dorefa", "w2a16_lq",
     "w2a16_n2uq", "w3a16", "w3a16_g32", "w3a16_lsq", "w3a16_dorefa", "w3a16_lq", "w3a16_n2uq",
     "w4a16", "w4a16_g32", "w4a16_asym", "w4a16_lsq", "w4a16_g32_lsq", "w4a16_dorefa", "w4a16_lq",
-    "w4a16_n2uq", "w4a16_pow2", "w4a16_inq", "nf4_g64", "mxfp4a16", "nvfp4a16", "w5a16_apot",
+    "w4a16_n2uq", "w4a16_pow2", "w4a16_inq", "nf4_g32", "mxfp4a16", "nvfp4a16", "w5a16_apot",
     "w5a16_apot_learned", "mxfp6_e2m3a16", "w8a16",
 )  # fmt: skip
 """Presets of weights, from few bits to many; "" is float."""

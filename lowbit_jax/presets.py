@@ -33,7 +33,7 @@
 | mxfp4_quest | e2m1, rotated, clipped for least error (QuEST) | the same |
 | mxfp4_quartet | the same; FP4 backward products (Quartet) | the same |
 | mxfp6_e2m3, mxfp6_e3m2, mxfp8_e4m3, mxfp8_e5m2, each with a16 | e8m0 scale per 32 | the same |
-| nf4_g64 | NormalFloat4, absmax per 64 | float |
+| nf4_g64, nf4_g32 | NormalFloat4, absmax per 64 or 32 | float |
 | nf4_g64_dq | the same, scales in 8 bits about their mean (QLoRA) | float |
 | w{2,3,4}a16_g16_spqr | asymmetric per 16, 3-bit scales in blocks of 16 (SpQR) | float |
 | w4a8_g128_qserve | asymmetric per 128, integer scales (QServe) | narrow int8 per token |
@@ -234,6 +234,7 @@ def _floats() -> Iterator[tuple[str, LayerScheme]]:
     yield "mxfp4_quartet", dataclasses.replace(quest, backward="mxfp4")
     nf4 = QuantSpec(format=formats.NF4, granularity=PerGroup(64))
     yield "nf4_g64", LayerScheme(weight=Absmax(nf4))
+    yield "nf4_g32", LayerScheme(weight=Absmax(dataclasses.replace(nf4, granularity=PerGroup(32))))
     # QLoRA's 8 bits about the mean; the outputs of a group share a factor, there 256 in a row do.
     level = SecondLevel(spec=QuantSpec(format=formats.DYNAMIC8), offset="mean")
     yield "nf4_g64_dq", LayerScheme(weight=Absmax(dataclasses.replace(nf4, second=level)))

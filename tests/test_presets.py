@@ -15,7 +15,7 @@ LISTED = {
     ),
     *("w8a8", "w8a8_narrow", "w4a8", "w4a4", "w4a4_clip", "w8a8_fp8", "w4a8_fp8"),
     *(f"w{bits}a{a}{pc}" for bits in ("1", "1_58") for a in (8, 16) for pc in ("", "_pc")),
-    *("nvfp4a16", "nvfp4", "nf4_g64", "nf4_g64_dq", "w1a16_onebit"),
+    *("nvfp4a16", "nvfp4", "nf4_g64", "nf4_g32", "nf4_g64_dq", "w1a16_onebit"),
     *(
         f"mx{fmt}{a}"
         for fmt in ("fp4", "fp6_e2m3", "fp6_e3m2", "fp8_e4m3", "fp8_e5m2")

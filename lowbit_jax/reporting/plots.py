@@ -120,7 +120,9 @@ def plot_comparison(points: list[dict[str, Any]], path: Path) -> None:
 
 
 def plot_pareto(points: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> None:
-    """Validation loss against bits per weight, a point a method, as PNG; the best ones are joined.
+    """Validation loss against bits per weight, a point a method, as PNG.
+
+    Those that nothing beats are joined and have their names beside them.
 
     Args:
         points: `{"name", "bits", "bits_per_byte"}` each.
@@ -133,14 +135,17 @@ def plot_pareto(points: Sequence[Mapping[str, Any]], path: Path, *, title: str) 
         chosen = point in best
         at = (point["bits"], point["bits_per_byte"])
         axes.plot(*at, "o", color=_MARK if chosen else _TRAIN, markersize=6 if chosen else 4)
-        axes.annotate(
-            point["name"],
-            at,
-            xytext=(4, 3),
-            textcoords="offset points",
-            fontsize=7,
-            color=_INK if chosen else _MUTED,
-        )
+        if chosen:
+            axes.annotate(
+                point["name"],
+                at,
+                xytext=(-4, -4),
+                textcoords="offset points",
+                fontsize=8,
+                color=_INK,
+                ha="right",
+                va="top",
+            )
     line = [(p["bits"], p["bits_per_byte"]) for p in best]
     axes.step(*zip(*line, strict=True), where="post", color=_MARK, linewidth=1.0)
     axes.set_xscale("log", base=2)
