@@ -241,7 +241,7 @@ def _given_range(shape, spec, scale, zero_point, global_scale) -> Range:
     # Scale formats round magnitudes; a negative scale (GGUF's Q4_0) keeps its sign.
     magnitude = spec.scale_format.round(jnp.abs(jnp.asarray(scale, jnp.float32)))
     if spec.second is not None:
-        if bool(negative.any()):
+        if not isinstance(negative, jax.core.Tracer) and bool(negative.any()):
             raise ValueError("quantize: scales that are quantized themselves are not negative.")
         found = calibrate.stored_scale(magnitude, spec)
     else:

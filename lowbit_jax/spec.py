@@ -208,9 +208,9 @@ class SecondLevel:
     The scales [..., K / k, N / n] of an array [..., K, N] are seen transposed, [..., N / n, K / k],
     as a matrix of their own: codes are packed along N, which is long, in blocks of outputs.
     Double quantization (QLoRA, arXiv:2305.14314, section 3) has 8 bits with the mean as the offset;
-    second-order groups (SpQR, arXiv:2306.03078, section 4.2) 3 bits between the ends of 16 scales,
-    `int3_half` about the middle of the range; progressive groups (QServe, arXiv:2405.04532, section
-    4.1) integers per output, without an offset.
+    second-order groups (SpQR, arXiv:2306.03078) 3 bits between the ends of 16 scales,
+    `int3_half` about the middle of the range; progressive groups (QServe, arXiv:2405.04532)
+    integers per output, without an offset.
 
     Attributes:
         spec: Of the transposed scales; symmetric, in blocks, one level.

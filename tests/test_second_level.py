@@ -64,7 +64,7 @@ def test_the_law_holds_for_stacks_and_bfloat16():
 
 
 def test_dynamic8_is_bitsandbytes_table():
-    # Sums by hand of arXiv:2110.02861, section 1.3: 7 decades of 1, 2, .. 64 middles, both signs.
+    # Sums by hand of arXiv:2110.02861: 7 decades of 1, 2, .. 64 middles, both signs.
     values = np.array(formats.DYNAMIC8.values)
     assert len(values) == 256
     assert 0.0 in values
@@ -191,6 +191,12 @@ def test_gptq_keeps_the_second_level():
         difference = frozen.dequantize() - model.blocks[0].up.kernel[...]
         errors.append(float(jnp.sum((x @ difference) ** 2)))
     assert errors[0] < 0.8 * errors[1]
+    for solver, message in (
+        (ptq.AdaRound(steps=1), "moves every scale"),
+        (ptq.HQQ(), "moves scales"),
+    ):
+        with pytest.raises(NotImplementedError, match=message):
+            ptq.run(model, recipe, [x], pipeline=[solver], blocks=r"blocks/\d+")
 
 
 def test_what_cannot_have_a_second_level_says_so():
@@ -216,8 +222,9 @@ def test_what_cannot_have_a_second_level_says_so():
 
 def test_given_scales_are_stored_as_codes(kernel):
     scale = np.abs(kernel.reshape(K // 16, 16, N)).max(1)
-    given = lb.quantize(jnp.asarray(kernel), NF4, scale=jnp.asarray(scale))
-    testing.assert_same_bits(given, lb.quantize(jnp.asarray(kernel), NF4))
+    expected = lb.quantize(jnp.asarray(kernel), NF4)
+    for f in (lb.quantize, jax.jit(lb.quantize, static_argnums=1)):
+        testing.assert_same_bits(f(jnp.asarray(kernel), NF4, scale=jnp.asarray(scale)), expected)
 
 
 def test_searched_ranges_are_stored_as_codes_and_are_no_worse(kernel):

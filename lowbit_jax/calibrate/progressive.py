@@ -34,7 +34,7 @@ def require_progressive(where: str, spec: QuantSpec) -> None:
 
 
 def progressive(x: Array, spec: QuantSpec) -> Range:
-    """QServe's progressive range (arXiv:2405.04532, section 4.1).
+    """QServe's progressive range (arXiv:2405.04532).
 
     With s0 = max |x| / 119 of every output and the integers v = round(x / s0),
 

@@ -37,7 +37,7 @@ def _sums_of_two_powers() -> Codebook:
 
 
 def _dynamic_tree() -> Codebook:
-    """Dynamic tree quantization in 8 bits, arXiv:2110.02861, section 1.3: bitsandbytes' table.
+    """Dynamic tree quantization in 8 bits, arXiv:2110.02861: bitsandbytes' table.
 
     The zeros that lead a code are a decimal exponent, from 10**-6 to 1, and the bits behind them
     the middles of equal parts of [0.1, 1]; 0 and 1 are values of their own.

@@ -77,8 +77,9 @@ class Chain:
     def outputs(self, block: nnx.Module) -> list[Array]:
         """What a block makes of every batch; compiled once per structure of block."""
         graphdef, state = nnx.split(block)
+        # A batch waits for the one before: whatever is in flight holds its temporaries.
         return [
-            _apply(graphdef, rest.static, state, x, rest.arrays)
+            jax.block_until_ready(_apply(graphdef, rest.static, state, x, rest.arrays))
             for x, rest in zip(self.xs, self.rests, strict=True)
         ]
 

@@ -9,6 +9,7 @@ compiled programs. With a `workdir`, a run that is killed goes on at its block, 
 """
 
 import functools
+import gc
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -152,6 +153,8 @@ def run(
         done[name], chain, chain_hat = _block(work, pipeline, reporter)
         transformed[name] = work.original if keep_transformed else done[name]
         state.save(number, done[name], work.original, keep_transformed, chain, chain_hat)
+        del work
+        gc.collect()  # modules refer to each other in circles, and hold arrays until it runs
 
     quantized = rebuilt(outer, lambda path, module: done.get(path, module))
     for number, stage in enumerate(pipeline):

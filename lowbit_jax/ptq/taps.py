@@ -87,7 +87,8 @@ def fold(
     """
     graphdef, state = nnx.split(tapped(block, paths))
     for x, rest in zip(chain.xs, chain.rests, strict=True):
-        carry = _step(graphdef, rest.static, f, state, x, rest.arrays, carry)
+        # A batch waits for the one before: whatever is in flight holds its temporaries.
+        carry = jax.block_until_ready(_step(graphdef, rest.static, f, state, x, rest.arrays, carry))
     return carry
 
 
@@ -101,7 +102,8 @@ def fold_both(
     """`fold` over two blocks and their chains in step: `carry = f(rows, other_rows, carry)`."""
     graphdefs, states = zip(*(nnx.split(tapped(block, paths)) for block in blocks), strict=True)
     for *xs, rest in zip(chains[0].xs, chains[1].xs, chains[0].rests, strict=True):
-        carry = _step_both(graphdefs, rest.static, f, states, tuple(xs), rest.arrays, carry)
+        moved = _step_both(graphdefs, rest.static, f, states, tuple(xs), rest.arrays, carry)
+        carry = jax.block_until_ready(moved)
     return carry
 
 

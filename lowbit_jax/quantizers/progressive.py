@@ -14,7 +14,7 @@ from lowbit_jax.quantizers.ranges import StraightThrough
 
 @dataclasses.dataclass(frozen=True)
 class Progressive(StraightThrough):
-    """QServe's weights: 4-bit groups inside int8 outputs (arXiv:2405.04532, section 4.1).
+    """QServe's weights: 4-bit groups inside int8 outputs (arXiv:2405.04532).
 
     The range is `calibrate.progressive`'s, found anew at every call. What the paper adds around it
     (rotation, smoothing, reordering) are transforms of `ptq`.

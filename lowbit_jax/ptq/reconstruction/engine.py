@@ -21,6 +21,7 @@ from lowbit_jax.ptq.reconstruction.optimizer import Optimizer
 from lowbit_jax.ptq.reconstruction.variables import (
     Start,
     Variable,
+    initial,
     learned_kernel,
     settled,
 )
@@ -108,8 +109,7 @@ def fit(
     specs = dict(settings.specs)
     parameters = {
         "kernels": {
-            path: [variable.init(starts[path], spec) for variable in settings.variables]
-            for path, spec in specs.items()
+            path: initial(settings.variables, starts[path], spec) for path, spec in specs.items()
         },
         "module": [variable.init(module, starts, work) for variable in settings.module_variables],
     }

@@ -11,7 +11,13 @@ from jaxtyping import Array
 
 from lowbit_jax.ptq.ranges import RangeName, check_range, find_range
 from lowbit_jax.ptq.reconstruction.optimizer import ADAM, Optimizer
-from lowbit_jax.ptq.reconstruction.variables import Start, Variable, learned_kernel, settled
+from lowbit_jax.ptq.reconstruction.variables import (
+    Start,
+    Variable,
+    initial,
+    learned_kernel,
+    settled,
+)
 from lowbit_jax.ptq.solver import LayerSolver
 from lowbit_jax.ptq.stage import LayerProblem, LayerSolution
 from lowbit_jax.spec import QuantSpec
@@ -62,7 +68,7 @@ class LayerReconstruction(LayerSolver):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _fit(settings: LayerReconstruction, spec: QuantSpec, start: Start, hessian: Array) -> Any:
     variables = settings.variables
-    parameters = [variable.init(start, spec) for variable in variables]
+    parameters = initial(variables, start, spec)
     rates = {str(i): variable.lr for i, variable in enumerate(variables)}
     labels = [jax.tree.map(lambda _, i=i: str(i), p) for i, p in enumerate(parameters)]
     transformation = settings.optimizer.build(settings.steps, rates, labels)

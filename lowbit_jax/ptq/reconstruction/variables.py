@@ -89,6 +89,21 @@ class Variable(abc.ABC):
         return parameters
 
 
+def initial(variables: Sequence[Variable], start: Start, spec: QuantSpec) -> list[Parameters]:
+    """The parameters of all variables for one kernel.
+
+    Raises:
+        NotImplementedError: Its scales are quantized, so that none moves alone; or a variable that
+            does not fit the spec.
+    """
+    if spec.second is not None:
+        raise NotImplementedError(
+            f"reconstruction: moves every scale on its own, which {spec.second.describe()} do not. "
+            "Use GPTQ() or RoundToNearest(), or a spec without a second level."
+        )
+    return [variable.init(start, spec) for variable in variables]
+
+
 def learned_range(
     variables: Sequence[Variable], parameters: Sequence[Parameters], start: Start, spec: QuantSpec
 ) -> Range:
