@@ -85,8 +85,7 @@ from lowbit_jax.quantizers import (
     StretchedElastic,
 )
 from lowbit_jax.recipe import Recipe, Rule
-from lowbit_jax.scheme import LayerScheme
-from lowbit_jax.spec import (
+from lowbit_jax.scale_formats import (
     BFLOAT16,
     DYADIC16,
     E4M3,
@@ -95,15 +94,10 @@ from lowbit_jax.spec import (
     E8M0_EVEN,
     FLOAT16,
     FLOAT32,
-    Block,
-    PerChannel,
-    PerGroup,
-    PerTensor,
-    PerToken,
-    QuantSpec,
     ScaleFormat,
-    SecondLevel,
 )
+from lowbit_jax.scheme import LayerScheme
+from lowbit_jax.spec import Block, PerChannel, PerGroup, PerTensor, PerToken, QuantSpec, SecondLevel
 from lowbit_jax.summary import Summary, summary
 from lowbit_jax.surgery import (
     calibrate_model,

@@ -7,7 +7,8 @@ from jaxtyping import Array, Float
 
 from lowbit_jax.blocks import BlockView, divided, pinned, rounded_cast
 from lowbit_jax.formats import Learned
-from lowbit_jax.spec import FLOAT32, QuantSpec, SecondLevel
+from lowbit_jax.scale_formats import FLOAT32
+from lowbit_jax.spec import QuantSpec, SecondLevel
 
 
 class Second(NamedTuple):

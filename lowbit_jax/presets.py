@@ -73,10 +73,9 @@ from lowbit_jax.quantizers import (
     StaticAbsmax,
     StretchedElastic,
 )
+from lowbit_jax.scale_formats import E4M3, E8M0
 from lowbit_jax.scheme import LayerScheme
 from lowbit_jax.spec import (
-    E4M3,
-    E8M0,
     Block,
     Granularity,
     PerChannel,

@@ -22,15 +22,8 @@ from lowbit_jax import formats, quantizers
 from lowbit_jax.formats import Format
 from lowbit_jax.qtensor import QTensor
 from lowbit_jax.quantizers import Quantizer, State
-from lowbit_jax.spec import (
-    SCALE_FORMATS,
-    Granularity,
-    PerChannel,
-    PerGroup,
-    PerTensor,
-    PerToken,
-    QuantSpec,
-)
+from lowbit_jax.scale_formats import SCALE_FORMATS
+from lowbit_jax.spec import Granularity, PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
 
 GRANULARITIES: tuple[Granularity, ...] = (
     PerTensor(),

@@ -6,18 +6,8 @@ import pytest
 
 from lowbit_jax import calibrate, formats
 from lowbit_jax.grid import snap
-from lowbit_jax.spec import (
-    E8M0,
-    E8M0_CEIL,
-    E8M0_EVEN,
-    SCALE_FORMATS,
-    Block,
-    PerChannel,
-    PerGroup,
-    PerTensor,
-    PerToken,
-    QuantSpec,
-)
+from lowbit_jax.scale_formats import E8M0, E8M0_CEIL, E8M0_EVEN, SCALE_FORMATS
+from lowbit_jax.spec import Block, PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 

@@ -7,16 +7,8 @@ import pytest
 
 from lowbit_jax import formats, packing, testing
 from lowbit_jax.qtensor import QTensor, quantize
-from lowbit_jax.spec import (
-    BFLOAT16,
-    E4M3,
-    FLOAT16,
-    PerChannel,
-    PerGroup,
-    PerTensor,
-    PerToken,
-    QuantSpec,
-)
+from lowbit_jax.scale_formats import BFLOAT16, E4M3, FLOAT16
+from lowbit_jax.spec import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 

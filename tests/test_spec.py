@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lowbit_jax import formats, testing
-from lowbit_jax.spec import (
+from lowbit_jax.scale_formats import (
     BFLOAT16,
     DYADIC16,
     E4M3,
@@ -15,14 +15,9 @@ from lowbit_jax.spec import (
     E8M0_EVEN,
     FLOAT16,
     SCALE_FORMATS,
-    Block,
-    PerChannel,
-    PerGroup,
-    PerTensor,
-    PerToken,
-    QuantSpec,
     dyadic_parts,
 )
+from lowbit_jax.spec import Block, PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 

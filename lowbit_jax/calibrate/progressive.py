@@ -9,7 +9,8 @@ from jaxtyping import Array
 from lowbit_jax.blocks import BlockView, divided, pinned
 from lowbit_jax.formats import INT8, IntGrid
 from lowbit_jax.grid import Range, Second
-from lowbit_jax.spec import FLOAT32, Block, PerChannel, QuantSpec
+from lowbit_jax.scale_formats import FLOAT32
+from lowbit_jax.spec import Block, PerChannel, QuantSpec
 
 PROTECTIVE: Final = 119
 """Largest magnitude of the first level, so that no (code - zero point) * scale leaves int8."""

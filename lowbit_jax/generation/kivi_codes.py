@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Float32, Int32, UInt8
 from lowbit_jax import packing
 from lowbit_jax.blocks import divided, pinned, rounded_cast
 from lowbit_jax.rounding import round_minifloat
-from lowbit_jax.spec import FLOAT16
+from lowbit_jax.scale_formats import FLOAT16
 
 _HALF: Final = np.float16
 

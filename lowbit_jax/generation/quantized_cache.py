@@ -24,7 +24,8 @@ from lowbit_jax.generation.kivi import KiviCache, KiviSpec
 from lowbit_jax.models import KVCache
 from lowbit_jax.ops.attention import Implementation
 from lowbit_jax.qtensor import QTensor, quantize
-from lowbit_jax.spec import FLOAT16, PerToken, QuantSpec
+from lowbit_jax.scale_formats import FLOAT16
+from lowbit_jax.spec import PerToken, QuantSpec
 
 CacheFormat = Literal["float", "int8", "fp8", "int4", "kivi2", "kivi4"]
 SPECS: Final[Mapping[str, QuantSpec]] = MappingProxyType(

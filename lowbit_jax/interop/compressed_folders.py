@@ -18,7 +18,8 @@ from lowbit_jax.interop.codecs.parts import Kernel
 from lowbit_jax.interop.fields import Fields
 from lowbit_jax.interop.quantized import Method, QuantizedTensors
 from lowbit_jax.quantizers import Absmax, Quantizer, StaticAbsmax
-from lowbit_jax.spec import E4M3, E8M0, PerToken, QuantSpec
+from lowbit_jax.scale_formats import E4M3, E8M0
+from lowbit_jax.spec import PerToken, QuantSpec
 
 INPUT_GLOBAL: Final = "input_global_scale"
 # What NVFP4's scales and codes reach together: 448 * 6.

@@ -15,7 +15,8 @@ from lowbit_jax import formats, packing
 from lowbit_jax.formats import Format, IntGrid
 from lowbit_jax.grid import effective_scale
 from lowbit_jax.qtensor import QTensor
-from lowbit_jax.spec import BFLOAT16, FLOAT16, FLOAT32, Block, QuantSpec
+from lowbit_jax.scale_formats import BFLOAT16, FLOAT16, FLOAT32
+from lowbit_jax.spec import Block, QuantSpec
 
 _FLOATS: Final[dict[Any, Format]] = {
     jnp.dtype(jnp.float4_e2m1fn): formats.FP4_E2M1,

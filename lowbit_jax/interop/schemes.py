@@ -16,7 +16,8 @@ from lowbit_jax.interop.codecs.parts import Kernel, group_size, is_signed_grid
 from lowbit_jax.interop.compressed_folders import INPUT_GLOBAL, NVFP4_REACH
 from lowbit_jax.interop.leaves import Leaf
 from lowbit_jax.quantizers import Absmax, Quantizer, StaticAbsmax
-from lowbit_jax.spec import E4M3, E8M0, PerTensor, PerToken, QuantSpec
+from lowbit_jax.scale_formats import E4M3, E8M0
+from lowbit_jax.spec import PerTensor, PerToken, QuantSpec
 
 Config = dict[str, Any] | None
 

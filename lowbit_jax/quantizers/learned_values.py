@@ -18,7 +18,7 @@ from lowbit_jax.grid import Range, coded
 from lowbit_jax.quantizers.base import State
 from lowbit_jax.quantizers.reshaped import Reshaped, constant_range, expand
 from lowbit_jax.rounding import flushed
-from lowbit_jax.spec import FLOAT32
+from lowbit_jax.scale_formats import FLOAT32
 
 # A magnitude times a scale of 1 must be a normal number in every program.
 _SMALLEST = np.float32(FLOAT32.smallest)

@@ -15,7 +15,7 @@ from lowbit_jax.grid import Range, snap
 from lowbit_jax.quantizers.base import State
 from lowbit_jax.quantizers.clipping import LearnedRange
 from lowbit_jax.quantizers.reshaped import Reshaped, expand, inside
-from lowbit_jax.spec import FLOAT32
+from lowbit_jax.scale_formats import FLOAT32
 
 
 @dataclasses.dataclass(frozen=True)

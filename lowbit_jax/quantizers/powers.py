@@ -14,7 +14,7 @@ from lowbit_jax.grid import Range
 from lowbit_jax.quantizers.base import State
 from lowbit_jax.quantizers.ranges import StraightThrough
 from lowbit_jax.quantizers.reshaped import Reshaped, expand
-from lowbit_jax.spec import E8M0
+from lowbit_jax.scale_formats import E8M0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,8 @@ from lowbit_jax.blocks import BlockView, pinned
 from lowbit_jax.grid import Range
 from lowbit_jax.quantizers.base import State
 from lowbit_jax.quantizers.reshaped import Reshaped, constant_range, expand
-from lowbit_jax.spec import FLOAT32, PerTensor
+from lowbit_jax.scale_formats import FLOAT32
+from lowbit_jax.spec import PerTensor
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,8 @@ from lowbit_jax import formats
 from lowbit_jax.ops import backends
 from lowbit_jax.ops.backends.mosaic import Mosaic
 from lowbit_jax.ops.prepared import Meta
-from lowbit_jax.spec import E4M3, E8M0, PerGroup, QuantSpec
+from lowbit_jax.scale_formats import E4M3, E8M0
+from lowbit_jax.spec import PerGroup, QuantSpec
 
 KINDS: Final[dict[str, QuantSpec]] = {
     "binary": QuantSpec(format=formats.BINARY),

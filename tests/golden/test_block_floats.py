@@ -9,7 +9,8 @@ import pytest
 
 import lowbit_jax.formats as formats
 from lowbit_jax.qtensor import quantize
-from lowbit_jax.spec import E4M3, E8M0, PerGroup, PerToken, QuantSpec
+from lowbit_jax.scale_formats import E4M3, E8M0
+from lowbit_jax.spec import PerGroup, PerToken, QuantSpec
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 

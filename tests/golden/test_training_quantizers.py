@@ -26,7 +26,8 @@ from lowbit_jax.quantizers import (
     Sign,
     StretchedElastic,
 )
-from lowbit_jax.spec import E8M0, PerGroup, PerTensor, PerToken, QuantSpec
+from lowbit_jax.scale_formats import E8M0
+from lowbit_jax.spec import PerGroup, PerTensor, PerToken, QuantSpec
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 

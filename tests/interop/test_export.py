@@ -18,8 +18,9 @@ from lowbit_jax.models import Decoder, DecoderConfig
 from lowbit_jax.nn import Packed
 from lowbit_jax.quantizers import Absmax, MinMax, StaticAbsmax
 from lowbit_jax.recipe import Recipe, Rule
+from lowbit_jax.scale_formats import E4M3, FLOAT16
 from lowbit_jax.scheme import LayerScheme
-from lowbit_jax.spec import E4M3, FLOAT16, PerChannel, PerGroup, PerToken, QuantSpec
+from lowbit_jax.spec import PerChannel, PerGroup, PerToken, QuantSpec
 from lowbit_jax.surgery import pack_model, quantize_model, quantized_layers
 
 CONFIG = DecoderConfig(

@@ -26,7 +26,8 @@ from lowbit_jax.interop.huggingface import read_config
 from lowbit_jax.interop.methods import open_tensors
 from lowbit_jax.interop.quantized import QuantizedTensors
 from lowbit_jax.interop.writers import GGUFOutput, write_gguf, write_safetensors
-from lowbit_jax.spec import E4M3, FLOAT16, PerGroup, PerTensor, QuantSpec
+from lowbit_jax.scale_formats import E4M3, FLOAT16
+from lowbit_jax.spec import PerGroup, PerTensor, QuantSpec
 
 K, N, LAYERS = 64, 32, 4
 

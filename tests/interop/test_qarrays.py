@@ -7,7 +7,8 @@ import pytest
 import lowbit_jax as lb
 from lowbit_jax import formats
 from lowbit_jax.interop import from_qarray, to_qarray
-from lowbit_jax.spec import E4M3, E8M0, FLOAT16, Block, PerChannel, PerGroup, PerTensor, QuantSpec
+from lowbit_jax.scale_formats import E4M3, E8M0, FLOAT16
+from lowbit_jax.spec import Block, PerChannel, PerGroup, PerTensor, QuantSpec
 
 qwix = pytest.importorskip("qwix", reason="qwix (the extra bench) is not installed")
 

@@ -37,18 +37,8 @@ from lowbit_jax.quantizers import (
     StaticAbsmax,
     StretchedElastic,
 )
-from lowbit_jax.spec import (
-    BFLOAT16,
-    E4M3,
-    E8M0,
-    FLOAT16,
-    Block,
-    PerChannel,
-    PerGroup,
-    PerTensor,
-    PerToken,
-    QuantSpec,
-)
+from lowbit_jax.scale_formats import BFLOAT16, E4M3, E8M0, FLOAT16
+from lowbit_jax.spec import Block, PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 

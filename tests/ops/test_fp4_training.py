@@ -16,7 +16,7 @@ from lowbit_jax.ops.fp4_training import (
     stochastic_mxfp4,
 )
 from lowbit_jax.quantizers import QuEST
-from lowbit_jax.spec import E8M0
+from lowbit_jax.scale_formats import E8M0
 
 MX = lb.QuantSpec(format=formats.FP4_E2M1, granularity=lb.PerGroup(32), scale_format=E8M0)
 

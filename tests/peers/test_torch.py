@@ -20,8 +20,9 @@ from lowbit_jax.interop.leaves import leaves_of
 from lowbit_jax.interop.weights import layer_name
 from lowbit_jax.models import Decoder, DecoderConfig
 from lowbit_jax.quantizers import Absmax, MinMax
+from lowbit_jax.scale_formats import FLOAT16
 from lowbit_jax.scheme import LayerScheme
-from lowbit_jax.spec import FLOAT16, PerChannel, PerGroup, PerToken, QuantSpec
+from lowbit_jax.spec import PerChannel, PerGroup, PerToken, QuantSpec
 
 pytestmark = pytest.mark.slow
 

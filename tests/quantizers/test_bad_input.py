@@ -6,7 +6,7 @@ import pytest
 
 import lowbit_jax as lb
 from lowbit_jax import formats, quantizers
-from lowbit_jax.spec import E4M3, E8M0, FLOAT16, FLOAT32
+from lowbit_jax.scale_formats import E4M3, E8M0, FLOAT16, FLOAT32
 
 MOST = [q for q in quantizers.ALL if q not in (quantizers.FixedRange,)]
 

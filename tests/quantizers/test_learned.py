@@ -5,7 +5,8 @@ import pytest
 
 from lowbit_jax import calibrate, formats
 from lowbit_jax.quantizers import LSQ
-from lowbit_jax.spec import E4M3, PerGroup, QuantSpec
+from lowbit_jax.scale_formats import E4M3
+from lowbit_jax.spec import PerGroup, QuantSpec
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 

@@ -5,7 +5,8 @@ import pytest
 
 from lowbit_jax import calibrate, formats, testing
 from lowbit_jax.quantizers import Absmax, AbsMean, MinMax, StaticAbsmax
-from lowbit_jax.spec import E4M3, PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
+from lowbit_jax.scale_formats import E4M3
+from lowbit_jax.spec import PerChannel, PerGroup, PerTensor, PerToken, QuantSpec
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 

@@ -29,7 +29,7 @@ from lowbit_jax.interop.codecs.parts import (
     stored_scales,
     take,
 )
-from lowbit_jax.spec import FLOAT16, ScaleFormat
+from lowbit_jax.scale_formats import FLOAT16, ScaleFormat
 
 PARTS: Final = ("qweight", "qzeros", "scales")
 _PER_WORD: Final = 8

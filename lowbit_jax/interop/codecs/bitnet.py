@@ -23,7 +23,8 @@ from lowbit_jax.interop.codecs.parts import (
     scale_of,
     take,
 )
-from lowbit_jax.spec import FLOAT32, PerTensor, QuantSpec, ScaleFormat
+from lowbit_jax.scale_formats import FLOAT32, ScaleFormat
+from lowbit_jax.spec import PerTensor, QuantSpec
 
 PARTS: Final = ("weight", "weight_scale")
 Linear = Literal["bitlinear", "autobitlinear"]

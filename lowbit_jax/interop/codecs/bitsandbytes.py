@@ -30,7 +30,8 @@ from lowbit_jax.interop.codecs.parts import (
 )
 from lowbit_jax.interop.fields import Fields
 from lowbit_jax.qtensor import QTensor
-from lowbit_jax.spec import FLOAT32, Block, QuantSpec, SecondLevel
+from lowbit_jax.scale_formats import FLOAT32
+from lowbit_jax.spec import Block, QuantSpec, SecondLevel
 
 STATE: Final = "weight.quant_state.bitsandbytes__nf4"
 PARTS: Final = (

@@ -25,7 +25,8 @@ from lowbit_jax.interop.codecs.parts import (
     scale_of,
     take,
 )
-from lowbit_jax.spec import E4M3, E8M0, PerGroup, QuantSpec
+from lowbit_jax.scale_formats import E4M3, E8M0
+from lowbit_jax.spec import PerGroup, QuantSpec
 
 NVFP4, MXFP4 = "nvfp4-pack-quantized", "mxfp4-pack-quantized"
 FORMATS: Final = (NVFP4, MXFP4)

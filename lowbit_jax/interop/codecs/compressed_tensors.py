@@ -45,7 +45,8 @@ from lowbit_jax.interop.codecs.parts import (
     stored_scales,
     take,
 )
-from lowbit_jax.spec import FLOAT16, QuantSpec, ScaleFormat
+from lowbit_jax.scale_formats import FLOAT16, ScaleFormat
+from lowbit_jax.spec import QuantSpec
 
 PACKED, INTEGER, FLOAT = "pack-quantized", "int-quantized", "float-quantized"
 FORMATS: Final = (PACKED, INTEGER, FLOAT)  # the others are in `block_floats`

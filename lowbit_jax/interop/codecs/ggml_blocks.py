@@ -38,7 +38,8 @@ from lowbit_jax.interop.codecs.parts import (
     stored_scales,
 )
 from lowbit_jax.qtensor import QTensor
-from lowbit_jax.spec import E8M0, FLOAT16, PerGroup, QuantSpec, ScaleFormat
+from lowbit_jax.scale_formats import E8M0, FLOAT16, ScaleFormat
+from lowbit_jax.spec import PerGroup, QuantSpec
 
 Blocks = np.ndarray  # uint8 [blocks, bytes]
 Codes = np.ndarray  # uint8 [blocks, elements]

@@ -41,7 +41,7 @@ from lowbit_jax.interop.codecs.parts import (
     stored_scales,
     take,
 )
-from lowbit_jax.spec import FLOAT16, ScaleFormat
+from lowbit_jax.scale_formats import FLOAT16, ScaleFormat
 
 BITS: Final = (2, 3, 4, 8)
 PARTS: Final = ("qweight", "qzeros", "scales", "g_idx")

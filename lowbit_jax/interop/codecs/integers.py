@@ -14,7 +14,8 @@ from lowbit_jax import formats, packing
 from lowbit_jax.formats import IntGrid
 from lowbit_jax.interop.codecs.parts import expanded, group_size, middle, refuse, require
 from lowbit_jax.qtensor import QTensor
-from lowbit_jax.spec import Granularity, QuantSpec, ScaleFormat
+from lowbit_jax.scale_formats import ScaleFormat
+from lowbit_jax.spec import Granularity, QuantSpec
 
 
 class Zeros(NamedTuple):

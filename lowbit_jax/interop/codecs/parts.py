@@ -12,17 +12,8 @@ import numpy as np
 from lowbit_jax import packing
 from lowbit_jax.formats import Format, IntGrid, Learned
 from lowbit_jax.qtensor import QTensor, with_one_level
-from lowbit_jax.spec import (
-    BFLOAT16,
-    FLOAT16,
-    FLOAT32,
-    Block,
-    PerChannel,
-    PerGroup,
-    PerTensor,
-    QuantSpec,
-    ScaleFormat,
-)
+from lowbit_jax.scale_formats import BFLOAT16, FLOAT16, FLOAT32, ScaleFormat
+from lowbit_jax.spec import Block, PerChannel, PerGroup, PerTensor, QuantSpec
 
 _BY_DTYPE: Final = {
     np.dtype(np.float32): FLOAT32,

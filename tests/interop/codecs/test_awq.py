@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from lowbit_jax import formats
 from lowbit_jax.interop.codecs import awq, gptq
 from lowbit_jax.interop.codecs.parts import DoesNotFit, Kernel
-from lowbit_jax.spec import FLOAT16, PerChannel, PerGroup, QuantSpec
+from lowbit_jax.scale_formats import FLOAT16
+from lowbit_jax.spec import PerChannel, PerGroup, QuantSpec
 
 
 def spec(symmetric, granularity=PerGroup(16)):

@@ -7,7 +7,8 @@ import pytest
 from lowbit_jax import formats
 from lowbit_jax.interop.codecs import bitnet
 from lowbit_jax.interop.codecs.parts import DoesNotFit
-from lowbit_jax.spec import BFLOAT16, FLOAT32, PerChannel, PerTensor, QuantSpec
+from lowbit_jax.scale_formats import BFLOAT16, FLOAT32
+from lowbit_jax.spec import PerChannel, PerTensor, QuantSpec
 
 SPEC = QuantSpec(format=formats.TERNARY, granularity=PerTensor(), scale_format=FLOAT32)
 SCALE = np.float32([0.0371])

@@ -6,7 +6,8 @@ import pytest
 
 from lowbit_jax import formats
 from lowbit_jax.interop.codecs import block_floats
-from lowbit_jax.spec import E4M3, E8M0, PerGroup, QuantSpec
+from lowbit_jax.scale_formats import E4M3, E8M0
+from lowbit_jax.spec import PerGroup, QuantSpec
 
 E2M1 = np.float32([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 E2M1 = np.concatenate([E2M1, -E2M1])

@@ -7,16 +7,8 @@ from hypothesis import strategies as st
 
 from lowbit_jax import formats
 from lowbit_jax.interop.codecs import compressed_tensors as ct
-from lowbit_jax.spec import (
-    BFLOAT16,
-    FLOAT16,
-    FLOAT32,
-    Block,
-    PerChannel,
-    PerGroup,
-    PerTensor,
-    QuantSpec,
-)
+from lowbit_jax.scale_formats import BFLOAT16, FLOAT16, FLOAT32
+from lowbit_jax.spec import Block, PerChannel, PerGroup, PerTensor, QuantSpec
 
 
 def spec(bits, symmetric=True, granularity=PerGroup(16), scale_format=BFLOAT16):

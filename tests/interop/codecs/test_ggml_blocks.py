@@ -9,7 +9,8 @@ from lowbit_jax import formats
 from lowbit_jax.interop.codecs import ggml_blocks
 from lowbit_jax.interop.codecs.parts import DoesNotFit
 from lowbit_jax.interop.ggml_quantize import QUANTIZED, quantize_rows
-from lowbit_jax.spec import FLOAT16, FLOAT32, PerChannel, PerGroup, PerTensor, QuantSpec
+from lowbit_jax.scale_formats import FLOAT16, FLOAT32
+from lowbit_jax.spec import PerChannel, PerGroup, PerTensor, QuantSpec
 
 gguf = pytest.importorskip("gguf", reason="the gguf package (dependency group dev) is not here")
 

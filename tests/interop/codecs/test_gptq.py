@@ -9,7 +9,8 @@ import lowbit_jax as lb
 from lowbit_jax import formats
 from lowbit_jax.interop.codecs import gptq
 from lowbit_jax.interop.codecs.parts import DoesNotFit, Kernel, make_qtensor
-from lowbit_jax.spec import FLOAT16, Block, PerChannel, PerGroup, PerTensor, QuantSpec
+from lowbit_jax.scale_formats import FLOAT16
+from lowbit_jax.spec import Block, PerChannel, PerGroup, PerTensor, QuantSpec
 
 K, N = 64, 32
 

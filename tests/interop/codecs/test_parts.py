@@ -5,18 +5,8 @@ import pytest
 
 from lowbit_jax import formats
 from lowbit_jax.interop.codecs.parts import by_shape, codes_of, make_qtensor, stored_scales
-from lowbit_jax.spec import (
-    BFLOAT16,
-    E4M3,
-    E8M0,
-    FLOAT16,
-    FLOAT32,
-    Block,
-    PerChannel,
-    PerGroup,
-    PerTensor,
-    QuantSpec,
-)
+from lowbit_jax.scale_formats import BFLOAT16, E4M3, E8M0, FLOAT16, FLOAT32
+from lowbit_jax.spec import Block, PerChannel, PerGroup, PerTensor, QuantSpec
 
 CASES = [
     (formats.INT4, PerGroup(8), FLOAT16),
