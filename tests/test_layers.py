@@ -11,7 +11,7 @@ LIBRARY = "lowbit_jax"
 
 # The first part of a module's name behind `lowbit_jax.`, and its floor.
 FLOORS = {
-    **dict.fromkeys(("version", "rounding", "formats", "spec"), 0),
+    **dict.fromkeys(("version", "rounding", "formats", "scale_formats", "spec"), 0),
     # calibrate needs a spec alone, and packs nothing.
     **dict.fromkeys(("packing", "blocks", "grid", "calibrate", "qtensor"), 1),
     **dict.fromkeys(("estimators", "quantizers"), 2),
