@@ -13,14 +13,19 @@ whoever places parameters on a mesh.
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+_SECOND: Final = r"kernel(_second|/(.*/)?scale(_offset|/(words|scale)))"
+
 # (end of the path, how the last axes are cut); the first match wins; without one: replicated.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"embed/embedding", PartitionSpec("tensor", "fsdp")),
+    # Scales that are quantized in their turn are transposed.
+    (rf"(out|down)(/linear)?/{_SECOND}", PartitionSpec("fsdp", "tensor")),
+    (_SECOND, PartitionSpec("tensor", "fsdp")),
     (r"(out|down)(/linear)?/kernel", PartitionSpec("tensor", "fsdp")),
     (r"kernel", PartitionSpec("fsdp", "tensor")),
     (r"(query|key|value|gate|up|head)/bias", PartitionSpec("tensor")),

@@ -26,13 +26,18 @@ def placed(model, count):
 
 @pytest.fixture(scope="module")
 def kinds(model, packed):
-    """A packed model, and one in training with learned scales."""
+    """A packed model, one in training with learned scales, and one whose scales are quantized."""
     recipe = lb.Recipe(lb.Rule("layers/.*/(up|gate)", "w4a16_lsq"), lb.Rule("layers/.*", "w1_58a8"))
-    return {"packed": packed, "train": nnx.jit(lambda m: lb.quantize_model(m, recipe))(model)}
+    train = nnx.jit(lambda m: lb.quantize_model(m, recipe))(model)
+    second = lb.Recipe(lb.Rule("layers/.*/(up|down)", "w3a16_g16_spqr"))
+    two_levels = nnx.jit(lambda m: lb.pack_model(lb.quantize_model(m, second)))(model)
+    return {"packed": packed, "train": train, "two levels": two_levels}
 
 
-@pytest.mark.parametrize("kind", ["packed", "train"])
-@pytest.mark.parametrize("count", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [*((k, n) for k in ("packed", "train") for n in (1, 2, 4, 8)), ("two levels", 4)],
+)
 def test_a_checkpoint_of_any_number_of_devices_is_read_on_any_other(kinds, kind, count, tmp_path):
     model = kinds[kind]
     expected = lb.checkpoint.digest(model)

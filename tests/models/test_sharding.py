@@ -39,6 +39,13 @@ CONFIG = DecoderConfig(
         ("layers/0/mlp/up/kernel_scale", (1, 1), P(None, None)),
         ("layers/0/mlp/down/kernel_zero_point", (4, 64), P("tensor", "fsdp")),
         ("layers/mlp/down/kernel/words/0", (6, 8, 64), P(None, "tensor", "fsdp")),
+        # Scales that are quantized are transposed, [outputs, groups of inputs].
+        ("layers/0/mlp/up/kernel/scale/words_0", (32, 4), P("tensor", "fsdp")),
+        ("layers/0/mlp/up/kernel/value/scale/words/0", (32, 4), P("tensor", "fsdp")),
+        ("layers/0/mlp/down/kernel/scale/scale", (16, 4), P("fsdp", "tensor")),
+        ("layers/0/mlp/up/kernel/scale_offset", (1, 1), P(None, None)),
+        ("layers/0/mlp/up/kernel_second_scale", (32, 4), P("tensor", "fsdp")),
+        ("layers/0/mlp/up/kernel/scale", (4, 128), P("fsdp", "tensor")),
         ("layers/0/mlp/up/input_scale", (1, 1), P(None, None)),
         ("layers/0/attention_norm/scale", (64,), P(None)),
         ("step", (), P()),
