@@ -70,6 +70,10 @@ class BlockView:
         """A scale in the split shape, which broadcasts against the split array."""
         return scale.reshape(self.split_scale_shape)
 
+    def spread(self, scale: Array) -> Array:
+        """The scale of every element, in the shape of the array."""
+        return self.merge(jnp.broadcast_to(self.split_scale(scale), self.split_shape))
+
     def merge(self, x: Array) -> Array:
         """The inverse of `split`."""
         return x.reshape(self.shape)

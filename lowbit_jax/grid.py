@@ -138,8 +138,13 @@ def transposed_scales(scale: Array, level: SecondLevel, second: Second) -> Float
     return pinned(scale - _spread(second.offset, scale.shape, level))
 
 
+def snapped_scales(scale: Array, level: SecondLevel, second: Second) -> Float[Array, "..."]:
+    """The nearest scales that codes stand for."""
+    values = snap(transposed_scales(scale, level, second), level.spec, Range(second.scale))
+    return scales_of(values, level, second)
+
+
 def _spread(offset: Array, shape: tuple[int, ...], level: SecondLevel) -> Array:
     if level.offset == "mean":
         return offset
-    view = BlockView.of(shape, level.spec)
-    return view.merge(jnp.broadcast_to(view.split_scale(offset), view.split_shape))
+    return BlockView.of(shape, level.spec).spread(offset)

@@ -76,6 +76,7 @@ def test_dynamic8_is_bitsandbytes_table():
     np.testing.assert_array_equal(formats.DYNAMIC8.encode(formats.DYNAMIC8.decode(codes)), codes)
     testing.check_format(formats.DYNAMIC8, np.random.default_rng(0).normal(size=4096))
     assert formats.get("dynamic8") is formats.DYNAMIC8
+    assert int(formats.DYNAMIC8.encode(jnp.float32(np.nan))) == 0  # as in a codebook of few values
 
 
 def test_qlora_rounds_scales_less_their_mean_to_8_bits(kernel):

@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from lowbit_jax.blocks import BlockView, divided, pinned, reduce_matrix
 from lowbit_jax.formats import BINARY, Minifloat
-from lowbit_jax.grid import Range, Second, scales_of, snap, transposed_scales
+from lowbit_jax.grid import Range, Second, snapped_scales, transposed_scales
 from lowbit_jax.rounding import round_minifloat
 from lowbit_jax.spec import PerTensor, QuantSpec
 
@@ -82,8 +82,7 @@ def stored_scale(scale: Array, spec: QuantSpec) -> Range:
         offset = pinned((low + high) * np.float32(0.5))
     centred = transposed_scales(scale, level, Second(scale, offset))
     second = Second(absmax(centred, level.spec).scale, offset)
-    values = snap(centred, level.spec, Range(second.scale))
-    return Range(scales_of(values, level, second), second=second)
+    return Range(snapped_scales(scale, level, second), second=second)
 
 
 def quantile(x: Array, spec: QuantSpec, *, share: float = 0.999) -> Range:

@@ -8,8 +8,8 @@ of numbers in C order, little-endian. What differs from orbax's defaults was mea
 - a folder per array instead of one database of all (OCDBT), which writes more slowly;
 - chunks of at most `CHUNK` bytes: a process that needs a part of an array reads little more;
 - where one process holds all of a model and the disk is local, the files of an array are written
-  by zarr.py, from inside orbax's save: orbax's own writer takes 3 ms of Python an array, a quarter
-  of the time that a ternary model of 10**9 parameters takes;
+  by zarr.py, from inside orbax's save: orbax's own writer takes 3 ms of Python an array: a save of
+  240 arrays, 260 MB, took 1.62 s with it and takes 1.27;
 - the files are read by zarr.py straight into the memory that the arrays keep. Orbax's reader holds
   each array three times on its way, keeps a fifth more memory than they take, and the process dies
   with a header that claims too much. It still reads schema 1.

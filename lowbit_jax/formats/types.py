@@ -247,7 +247,8 @@ class Codebook(Format):
         table = np.asarray(self.values, np.float32)
         middles = (table[1:] + table[:-1]) * np.float32(0.5)
         if len(middles) > _MOST_COMPARISONS:
-            return jnp.searchsorted(jnp.asarray(middles), v).astype(jnp.uint8)
+            found = jnp.searchsorted(jnp.asarray(middles), v)
+            return jnp.where(jnp.isnan(v), 0, found).astype(jnp.uint8)  # as comparisons have it
         index = jnp.zeros(v.shape, jnp.int32)
         for middle in middles:  # comparisons vectorise; a search of the table gathers
             index += (v > middle).astype(jnp.int32)

@@ -216,9 +216,10 @@ def _solve(
         return solved[inverse], range_
     range_ = find_range(weight, spec, gptq.range, quantizer=quantizer, importance=importance)
     row_spec = dataclasses.replace(spec, granularity=PerChannel(), second=None)
-    scale = _per_row(range_.scale, weight.shape, spec)[order]
+    view = BlockView.of(weight.shape, spec)
+    scale = view.spread(range_.scale)[order]
     zero = None if range_.zero_point is None else range_.zero_point
-    zero = None if zero is None else _per_row(zero, weight.shape, spec)[order]
+    zero = None if zero is None else view.spread(zero)[order]
     size = min(gptq.block_rows, k)
     pad = -k % size
 
@@ -230,12 +231,6 @@ def _solve(
 
     solved = _visit(_padded(ordered, pad, 0.0), _padded_factor(upper, pad), size, quantize)
     return solved[:k][inverse], range_
-
-
-def _per_row(values: Array, shape: tuple[int, ...], spec: QuantSpec) -> Array:
-    """One value for every element, [K, N], from one for every block."""
-    view = BlockView.of(shape, spec)
-    return view.merge(jnp.broadcast_to(view.split_scale(values), view.split_shape))
 
 
 def _padded(x: Array, rows: int, value: float) -> Array:

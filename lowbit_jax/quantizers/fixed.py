@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from lowbit_jax import calibrate
 from lowbit_jax.calibrate import Range
-from lowbit_jax.grid import Second, scales_of, snap, transposed_scales
+from lowbit_jax.grid import Second, snapped_scales
 from lowbit_jax.quantizers.base import State
 from lowbit_jax.quantizers.ranges import StraightThrough
 
@@ -38,9 +38,7 @@ class FixedRange(StraightThrough):
         if (level := self.spec.second) is not None:
             second = state_range(state).second
             assert second is not None
-            centred = transposed_scales(state["scale"].astype(jnp.float32), level, second)
-            values = snap(centred, level.spec, Range(second.scale))
-            scale = scales_of(values, level, second)
+            scale = snapped_scales(state["scale"].astype(jnp.float32), level, second)
             return Range(scale, state.get("zero_point"), second=second)
         scale = self.spec.scale_format.round(jnp.abs(state["scale"].astype(jnp.float32)))
         # Scale formats round magnitudes; a negative scale (GGUF's Q4_0) keeps its sign.

@@ -92,5 +92,4 @@ def inside(x: Array, range_: Range, quantizer: Quantizer) -> Array:
 
 def expand(scale: Array, x: Array, quantizer: Quantizer) -> Array:
     """A leaf of the scale's shape, repeated to the shape of `x`."""
-    view = BlockView.of(x.shape, quantizer.spec)
-    return view.merge(jnp.broadcast_to(view.split_scale(scale), view.split_shape))
+    return BlockView.of(x.shape, quantizer.spec).spread(scale)

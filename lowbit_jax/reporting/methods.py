@@ -113,7 +113,13 @@ METHODS: Final[tuple[Method, ...]] = (
         "in part",
         "integer zero points; outliers are not kept apart",
     ),
-    Method("QServe's progressive groups", "2405.04532", ("w4a8_g128_qserve",)),
+    Method(
+        "QServe's progressive groups",
+        "2405.04532",
+        ("w4a8_g128_qserve",),
+        "in part",
+        "weights are rounded once, not to int8 first; without its rotation and smoothing",
+    ),
     Method(
         "EfficientQAT",
         "2407.11062",
