@@ -29,7 +29,7 @@ from lowbit_jax.presets import presets
 from lowbit_jax.quantizers import Quantizer
 from lowbit_jax.recipe import Recipe, Rule
 from lowbit_jax.scheme import LayerScheme
-from lowbit_jax.walk import layers, rebuilt
+from lowbit_jax.walk import Replace, layers, rebuilt
 
 NORMS = (nnx.BatchNorm, nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm, nnx.InstanceNorm)
 HEAD = re.compile(r"(.*/)?(lm_)?head")
@@ -84,6 +84,11 @@ def quantize_model(model: nnx.Module, recipe: Recipe | str) -> nnx.Module:
             and the fix.
         NotImplementedError: A matched layer that has no quantized twin.
     """
+    return rebuilt(model, quantizing(model, recipe))
+
+
+def quantizing(model: nnx.Module, recipe: Recipe | str) -> Replace:
+    """What `quantize_model` does with every module, for `rebuilt`; raises what it raises."""
     found = {path: module for path, module in layers(model) if is_candidate(module)}
     if twins := [path for path, module in found.items() if isinstance(module, Twin)]:
         raise ValueError(
@@ -109,7 +114,7 @@ def quantize_model(model: nnx.Module, recipe: Recipe | str) -> nnx.Module:
             )
         return _with_path(path, lambda: twin(module, scheme))
 
-    return rebuilt(model, replace)
+    return replace
 
 
 def pack_model(model: nnx.Module) -> nnx.Module:
@@ -127,15 +132,17 @@ def pack_model(model: nnx.Module) -> nnx.Module:
             "pack_model: no layer of this model is quantized. Call quantize_model first."
         )
 
-    def replace(path: str, module: Any) -> Any:
-        if not isinstance(module, TrainTwin):
-            return module
-        _check_values(path, module)
-        if module.scheme.weight is None:
-            return module
-        return _with_path(path, lambda: PACKED_TWINS[type(module)](module))
+    return rebuilt(model, packed_twin)
 
-    return rebuilt(model, replace)
+
+def packed_twin(path: str, module: Any) -> Any:
+    """What `pack_model` does with every module, for `rebuilt`; raises what it raises."""
+    if not isinstance(module, TrainTwin):
+        return module
+    _check_values(path, module)
+    if module.scheme.weight is None:
+        return module
+    return _with_path(path, lambda: PACKED_TWINS[type(module)](module))
 
 
 def prepare_model(model: nnx.Module, target: Target = "auto") -> nnx.Module:

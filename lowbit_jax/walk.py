@@ -9,7 +9,10 @@ from typing import Any, Final
 
 from flax import nnx
 
+type Replace = Callable[[str, Any], Any]  # what takes the place of the module at a path
+
 _PLAIN: Final = (dict, list, tuple)
+_NUMBERED: Final = (nnx.List, nnx.Dict)  # their keys may be numbers
 
 
 def layers(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
@@ -34,15 +37,22 @@ def _children(node: Any) -> Iterator[tuple[Any, Any]]:
             if isinstance(value, (nnx.Pytree, *_PLAIN)) and not isinstance(value, nnx.Variable):
                 yield key, value
         return
-    for key, value in nnx.iter_children(node):
-        if not isinstance(value, nnx.Variable):
-            yield key, value
+    if isinstance(node, nnx.Pytree) and not isinstance(node, _NUMBERED):
+        # What nnx.iter_children yields, which asks of every attribute whether it is a reference to
+        # an array: half of the time that a walk takes.
+        for key, value in sorted(vars(node).items()):
+            if isinstance(value, nnx.Pytree) and not isinstance(value, nnx.Variable):
+                yield key, value
+    else:
+        for key, value in nnx.iter_children(node):
+            if not isinstance(value, nnx.Variable):
+                yield key, value
     for key, value in vars(node).items():
         if isinstance(value, _PLAIN):
             yield key, value
 
 
-def rebuilt(model: nnx.Module, replace: Callable[[str, Any], Any]) -> nnx.Module:
+def rebuilt(model: nnx.Module, replace: Replace) -> nnx.Module:
     """A clone (own variables, same arrays), `replace` applied to all modules, children first."""
     done: dict[int, Any] = {}
 

@@ -15,7 +15,8 @@ from lowbit_jax.models import build
 from lowbit_jax.nn import Packed, PackedTwin, TrainTwin
 from lowbit_jax.qtensor import QTensor
 from lowbit_jax.recipe import Recipe
-from lowbit_jax.surgery import pack_model, quantize_model, quantized_layers
+from lowbit_jax.surgery import packed_twin, quantized_layers, quantizing
+from lowbit_jax.walk import Replace, rebuilt
 
 Kind = Literal["float", "train", "packed"]
 
@@ -60,10 +61,12 @@ def _abstract(path: epath.Path, manifest: dict[str, Any], model: nnx.Module | No
             made = build(manifest["family"], manifest["config"], nnx.Rngs(0))
         else:
             made = nnx.merge(graphdef, given)
-        if recipe and not any(True for _ in quantized_layers(made)):
-            made = quantize_model(made, recipe)
-        if manifest["kind"] == "packed" and kind_of(made) != "packed":
-            made = _packed(made)
+        kind = kind_of(made)
+        if recipe and kind == "float":
+            quantize = quantizing(made, recipe)
+            made = rebuilt(made, _packing(quantize) if manifest["kind"] == "packed" else quantize)
+        elif manifest["kind"] == "packed" and kind == "train":
+            made = rebuilt(made, _packing(lambda _, module: module))
         for name, twin in quantized_layers(made):
             _add_imported(twin, name, manifest["tensors"])
         return made
@@ -71,18 +74,20 @@ def _abstract(path: epath.Path, manifest: dict[str, Any], model: nnx.Module | No
     return nnx.eval_shape(make, given)
 
 
-def _packed(model: nnx.Module) -> nnx.Module:
-    """`pack_model` where only shapes matter: each kernel's is traced once for all of its kind."""
+def _packing(quantize: Replace) -> Replace:
+    """Quantizes and packs where only shapes matter: each is traced once for all of its kind."""
     made: dict[Any, QTensor] = {}
-    train = [twin for _, twin in quantized_layers(model) if isinstance(twin, TrainTwin)]
-    for twin in train:
-        if twin.scheme.weight is not None:
-            setattr(twin, _FREEZE, functools.partial(_zeros, twin, made))
-    packed = pack_model(model)
-    for _, layer in quantized_layers(packed):
-        if _FREEZE in vars(layer):
-            delattr(layer, _FREEZE)
-    return packed
+
+    def replace(path: str, module: Any) -> Any:
+        twin = quantize(path, module)
+        if not isinstance(twin, TrainTwin) or twin.scheme.weight is None:
+            return twin
+        setattr(twin, _FREEZE, functools.partial(_zeros, twin, made))
+        packed = packed_twin(path, twin)
+        delattr(twin, _FREEZE)
+        return packed
+
+    return replace
 
 
 def _zeros(twin: TrainTwin, made: dict[Any, QTensor]) -> QTensor:
