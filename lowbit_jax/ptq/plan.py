@@ -66,7 +66,7 @@ def make_plan(
     Raises:
         ValueError: No block or layer, a rule without layers, a length that does not split into
             groups, a model that is quantized already, blocks inside blocks.
-        NotImplementedError: A layer without a twin.
+        NotImplementedError: A layer without a twin, a block that is itself a layer.
     """
     modules = dict(layers(model))
     if twins := [path for path, module in modules.items() if isinstance(module, Twin)]:
@@ -76,7 +76,7 @@ def make_plan(
     found = {
         path: module
         for path, module in modules.items()
-        if is_candidate(module) and (path.startswith(prefixes) or path in include)
+        if is_candidate(module) and (path.startswith(prefixes) or path in (*include, *names))
     }
     for path in include:
         if path not in found:
@@ -94,6 +94,12 @@ def make_plan(
     for path, rule in chosen.items():
         if rule is not None and rule.resolved is not None:
             _check_layer(path, found[path], rule.resolved)
+            if path in names:
+                raise NotImplementedError(
+                    f"blocks={blocks!r}: {path} is a {type(found[path]).__name__} itself; a block "
+                    "is a module that holds layers. Match the module around it or wrap it in one, "
+                    f"or leave it float with a rule in front: Rule({re.escape(path)!r}, None)."
+                )
             schemes[path] = rule.resolved
     if not schemes:
         raise ValueError("the recipe leaves every layer of the blocks float: nothing to do.")

@@ -165,7 +165,8 @@ def test_a_checkpoint_of_the_result_loads_packed(batches, solved, tmp_path):
     [
         ({"blocks": "nothing"}, ValueError, "matches no module"),
         ({"blocks": "layers/0|layers/0/mlp"}, ValueError, "lies inside"),
-        ({"blocks": "layers/1|embed"}, ValueError, "not the output of"),
+        ({"blocks": r"layers/\d+/mlp"}, ValueError, "not the output of"),
+        ({"blocks": "layers/1|embed"}, NotImplementedError, "embed is a Embed itself; a block"),
         ({"recipe": lb.Recipe(lb.Rule("nothing", "w4a16"))}, ValueError, "matches no layer"),
         ({"recipe": "w4a16_g32"}, ValueError, "layers/0/attention/key: .* groups of 32"),
         ({"pipeline": []}, ValueError, "pipeline is empty"),
