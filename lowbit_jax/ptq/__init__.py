@@ -31,6 +31,7 @@ from lowbit_jax.ptq.reconstruction import (
     SoftRounding,
     Variable,
     Weights,
+    Written,
     ZeroPoints,
 )
 from lowbit_jax.ptq.report import Report
@@ -84,6 +85,7 @@ __all__ = [
     "Stopped",
     "Variable",
     "Weights",
+    "Written",
     "Wiring",
     "ZeroPoints",
     "run",

@@ -59,7 +59,7 @@ class BlockProgress:
             case "progress":
                 shown = f"{event['stage']} {event['step']}/{event['steps']}"
                 self._bar.update(self._task, description=shown)
-                self._say(f"{shown}  KL {event['kl']:.5f}")
+                self._say(shown + (f"  KL {event['kl']:.5f}" if "kl" in event else ""))
             case "block":
                 self._bar.advance(self._task)
                 memory = human_bytes(event["peak_memory_bytes"])

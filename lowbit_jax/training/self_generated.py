@@ -31,6 +31,7 @@ def generated_tokens(
     greedy: int = 4,
     batch: int = 32,
     vocab: int | None = None,
+    first: int | None = None,
 ) -> Iterator[Int32[np.ndarray, "n {length}"]]:
     """Documents that a model writes, up to `batch` at a time.
 
@@ -39,18 +40,23 @@ def generated_tokens(
         documents: How many.
         length: Of each, in tokens, the first one included; at most the model's `max_length`.
         key: Document i depends on it and on `batch` alone, not on how many follow.
-        greedy: Tokens behind the first that are the most likely ones.
+        greedy: Tokens behind the first that are the most likely ones; 0: all are drawn.
         batch: Documents that are written at once; the last batch is written whole, and cut.
         vocab: First tokens are drawn from [0, vocab); default: the model's.
+        first: The first token of every document, such as one that begins a text, instead.
 
     Raises:
         ValueError: At once: a count that is not positive, or a length that does not leave room for
             a drawn token or exceeds the model's context.
     """
-    if documents < 1 or batch < 1 or greedy < 1:
+    if documents < 1 or batch < 1 or greedy < 0:
         raise ValueError(
-            f"generated_tokens: documents={documents}, batch={batch}, greedy={greedy}: each is at "
-            "least 1."
+            f"generated_tokens: documents={documents}, batch={batch}, greedy={greedy}: the first "
+            "two are at least 1, the last 0."
+        )
+    if first is not None and not 0 <= first < model.config.vocab:
+        raise ValueError(
+            f"generated_tokens: first={first} is no token of the model's {model.config.vocab}."
         )
     most = model.config.max_length
     if not greedy + 2 <= length <= most:
@@ -62,12 +68,16 @@ def generated_tokens(
     def run() -> Iterator[np.ndarray]:
         for start in range(0, documents, batch):
             first_key, rest_key = jax.random.split(jax.random.fold_in(key, start))
-            first = jax.random.randint(first_key, (batch, 1), 0, vocab or model.config.vocab)
-            likely = generate(model, first, greedy)
-            prompt = np.concatenate([first, likely], axis=1)
+            if first is None:
+                drawn = jax.random.randint(first_key, (batch, 1), 0, vocab or model.config.vocab)
+                prompt = np.asarray(drawn)
+            else:
+                prompt = np.full((batch, 1), first, np.int32)
+            if greedy:
+                prompt = np.concatenate([prompt, generate(model, prompt, greedy)], axis=1)
             steps = length - 1 - greedy
-            drawn = generate(model, prompt, steps, key=rest_key, temperature=1.0)
-            yield np.concatenate([prompt, drawn], axis=1)[: documents - start]
+            rest = generate(model, prompt, steps, key=rest_key, temperature=1.0)
+            yield np.concatenate([prompt, rest], axis=1)[: documents - start]
 
     return run()
 

@@ -130,6 +130,26 @@ def test_transformers_computes_our_dense_folder(torch_reader, decoder, tmp_path)
     assert_same_logits(found["logits"], logits(decoder))
 
 
+def test_transformers_computes_our_fp8_folder(torch_reader, packed, tmp_path):
+    """Inputs of layers are rounded to fp8 in both, and float sums have another order there.
+
+    Where the order moves one input over a boundary it moves by up to 1/16, which in turn moves
+    others: such a position, and those that look at it, differ as much as rounding itself makes
+    them. The others are the same number. What is compared is read from the folder, whose float16
+    embedding moves every position of the model that was exported.
+    """
+    export_model(packed("fp8"), tmp_path / "out", "compressed-tensors", tokenizer=ByteTokenizer())
+    found = torch_reader("logits")(folder=tmp_path / "out", dtype="float32", tokens=TOKENS)
+    model = load_model(tmp_path / "out", weights="packed").model
+    wanted = logits(model)
+    difference = np.abs(found["logits"] - wanted)[0].max(axis=-1)
+    same = difference < 20 * 16 * EPS32 * np.abs(wanted).max()
+    assert same[0]  # it looks at nothing else, and this folder has no flip there
+    assert same.mean() > 0.25
+    rounding = np.abs(logits(lb.dequantize_model(model)) - wanted).max()
+    assert difference.max() < rounding
+
+
 def assert_same_logits(found, wanted):
     # Sums of up to 256 products in another order, in some 20 layers that follow one another.
     atol = 20 * 16 * EPS32 * np.abs(wanted).max()

@@ -88,7 +88,8 @@ def test_the_command_writes_a_source_of_text(model, tokens, tmp_path):
         ({"documents": 0}, "documents=0"),
         ({"length": 4}, r"length=4 is not in \[5, 12\]"),
         ({"length": 13}, r"length=13 is not in \[5, 12\]"),
-        ({"greedy": 0}, "greedy=0"),
+        ({"greedy": -1}, "greedy=-1"),
+        ({"first": 256}, "first=256 is no token"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused_at_once(arguments, says):

@@ -167,6 +167,8 @@ class EndToEndConfig:
     norms_lr: Of the norms.
     rounding_lr: Of what decides the rounding (`ptq.RoundingOffset`); 0: no code moves.
     rounding_limit: How far a weight may be moved before it is rounded, in steps of its grid.
+    written: Documents that the float model writes to be trained on beside the calibration text
+        (`ptq.Written`), of a sequence's length, behind the tokenizer's begin token if it has one.
     """
 
     steps: int = 200
@@ -175,3 +177,4 @@ class EndToEndConfig:
     norms_lr: float = 1e-4
     rounding_lr: float = 0.0
     rounding_limit: float = 1.0
+    written: int = 0

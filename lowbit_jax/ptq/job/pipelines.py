@@ -20,7 +20,7 @@ def _omniquant(options: OmniQuantConfig) -> ptq.Stage:
     return ptq.OmniQuant(options.steps, options.batch, options.lr, equivalence)
 
 
-def _end_to_end(options: EndToEndConfig) -> ptq.Stage:
+def _end_to_end(options: EndToEndConfig, first: int | None) -> ptq.Stage:
     rounding: tuple[ptq.Variable, ...] = ()
     if options.rounding_lr:
         rounding = (ptq.RoundingOffset(options.rounding_lr, options.rounding_limit),)
@@ -29,6 +29,7 @@ def _end_to_end(options: EndToEndConfig) -> ptq.Stage:
         (ptq.Norms(options.norms_lr),),
         steps=options.steps,
         batch=options.batch,
+        written=ptq.Written(options.written, first),
     )
 
 
@@ -53,20 +54,26 @@ PLAIN: Final[Mapping[str, Callable[..., ptq.Stage | tuple[ptq.Stage, ...]]]] = M
 STAGES: Final = (*PLAIN, "autoround", "end_to_end", "omniquant")
 
 
-def make_pipeline(config: QuantizeConfig) -> list[ptq.Stage]:
+def make_pipeline(config: QuantizeConfig, first: int | None = None) -> list[ptq.Stage]:
     """The stages of a config, with its options.
+
+    Args:
+        config: The run.
+        first: The tokenizer's begin token, if it has one.
 
     Raises: ValueError: No stage, an unknown one (the message lists the nearest), one named twice,
         or an option that its stage refuses.
     """
     stages: list[ptq.Stage] = []
     for name in stage_names(config):
-        made = _make(name, config)
+        made = _make(name, config, first)
         stages += made if isinstance(made, tuple) else (made,)
     return stages
 
 
-def _make(name: str, config: QuantizeConfig) -> ptq.Stage | tuple[ptq.Stage, ...]:
+def _make(
+    name: str, config: QuantizeConfig, first: int | None
+) -> ptq.Stage | tuple[ptq.Stage, ...]:
     if name not in STAGES:
         raise ValueError(
             f"pipeline={config.pipeline!r}: there is no stage {name!r}. Stages, nearest first: "
@@ -78,7 +85,7 @@ def _make(name: str, config: QuantizeConfig) -> ptq.Stage | tuple[ptq.Stage, ...
     if name == "omniquant":
         return _omniquant(config.omniquant)
     if name == "end_to_end":
-        return _end_to_end(config.end_to_end)
+        return _end_to_end(config.end_to_end, first)
     return PLAIN[name](**dataclasses.asdict(getattr(config, name)))
 
 

@@ -70,7 +70,7 @@ def quantize(
     """
     workdir, console = Path(workdir), console or Console()
     check_sizes(config)
-    pipeline, recipe = make_pipeline(config), make_recipe(config)
+    pipeline, recipe = make_pipeline(config, source.tokenizer.bos), make_recipe(config)
     include = tuple(filter(None, map(str.strip, config.include.split(","))))
     make_plan(source.model, recipe, config.blocks, include)
     resuming = folders.inspect(config, workdir, overwrite=overwrite)

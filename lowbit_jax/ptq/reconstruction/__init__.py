@@ -17,6 +17,7 @@ from lowbit_jax.ptq.reconstruction.optimizer import Optimizer
 from lowbit_jax.ptq.reconstruction.rounding import RoundingOffset, SoftRounding, Weights
 from lowbit_jax.ptq.reconstruction.scales import LearnedClipping, RangeShare, Scales, ZeroPoints
 from lowbit_jax.ptq.reconstruction.variables import Start, Variable
+from lowbit_jax.ptq.reconstruction.written import Written
 
 __all__ = [
     "BRECQ",
@@ -40,5 +41,6 @@ __all__ = [
     "Start",
     "Variable",
     "Weights",
+    "Written",
     "ZeroPoints",
 ]

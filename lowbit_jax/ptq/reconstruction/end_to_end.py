@@ -15,12 +15,14 @@ from lowbit_jax.ptq.reconstruction.objectives import Divergence
 from lowbit_jax.ptq.reconstruction.optimizer import Optimizer
 from lowbit_jax.ptq.reconstruction.scales import Scales
 from lowbit_jax.ptq.reconstruction.variables import Start, Variable
+from lowbit_jax.ptq.reconstruction.written import Written
 from lowbit_jax.ptq.stage import ModelWork, Stage, solved_twin, unquantized_kernel
 from lowbit_jax.quantizers import FixedRange
 from lowbit_jax.surgery import quantized_layers
 from lowbit_jax.walk import rebuilt
 
 _COSINE: Final = Optimizer(decay="cosine")
+_NONE: Final = Written()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,7 @@ class EndToEnd(Stage):
         optimizer: How they are stepped.
         steps: How many steps.
         batch: Samples a step.
+        written: Samples beside the run's batches that the float model writes itself.
     """
 
     variables: tuple[Variable, ...] = (Scales(1e-3),)
@@ -44,6 +47,7 @@ class EndToEnd(Stage):
     optimizer: Optimizer = _COSINE
     steps: int = 200
     batch: int = 8
+    written: Written = _NONE
 
     @override
     def finish(self, work: ModelWork) -> nnx.Module:
@@ -70,7 +74,7 @@ class EndToEnd(Stage):
             steps=self.steps,
             batch=self.batch,
         )
-        samples = jax.tree.map(lambda *xs: jnp.concatenate(xs), *work.batches)
+        samples = jax.tree.map(lambda *xs: jnp.concatenate(xs), *self.written.samples(work))
 
         def progress(done: int, loss: float) -> None:
             work.emit("progress", stage="EndToEnd", step=done, steps=self.steps, kl=loss)

@@ -21,7 +21,7 @@ OWN = {
     "omniquant": {"equivalence", "equivalence_lr", "equivalence_alpha", "equivalence_links"},
     "end_to_end": {
         *("lr", "norms_lr", "rounding_lr", "rounding_limit"),
-        *("variables", "module_variables", "optimizer"),
+        *("variables", "module_variables", "optimizer", "written"),
     },
 }
 MAKERS = {
