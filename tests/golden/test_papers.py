@@ -1,5 +1,7 @@
 """BitNet b1.58, XNOR-Net and LSQ, transcribed one scalar at a time."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from lowbit_jax import formats
 from lowbit_jax.estimators import lsq
-from lowbit_jax.quantizers import LSQ, Absmax, AbsMean
+from lowbit_jax.quantizers import LSQ, XNOR, Absmax, AbsMean
 from lowbit_jax.spec import PerTensor, PerToken, QuantSpec
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
@@ -48,6 +50,26 @@ def test_binary_weights_are_those_of_xnor_net():
     expected = np.sign(w) * np.abs(w).mean(0, dtype=np.float64)  # arXiv:1603.05279, Eq. 6
     # Fixed point of 30 - 5 bits, and a few roundings of the mean.
     np.testing.assert_allclose(got, expected, rtol=2.0**-22, atol=np.abs(w).max() * 2.0**-26)
+
+
+def test_xnor_scales_of_inputs_make_the_product_of_two_scaled_sign_vectors():
+    rng = np.random.default_rng(1)
+    x, w = (rng.normal(size=shape).astype(np.float32) for shape in ((5, 16), (16, 3)))
+    rows = XNOR(QuantSpec(format=formats.BINARY, granularity=PerToken()))
+    columns = XNOR(QuantSpec(format=formats.BINARY))
+    x_hat = np.asarray(rows.fake_quant(jnp.asarray(x), {}))
+    w_hat = np.asarray(columns.fake_quant(jnp.asarray(w), {}))
+    for i in range(5):
+        for j in range(3):
+            # Eq. 9 of arXiv:1603.05279 for one window: beta alpha sign(x) . sign(w).
+            beta, alpha = np.abs(x[i]).mean(), np.abs(w[:, j]).mean()
+            signs = sum(
+                math.copysign(1, a) * math.copysign(1, b)
+                for a, b in zip(x[i], w[:, j], strict=True)
+            )
+            np.testing.assert_allclose(
+                x_hat[i] @ w_hat[:, j], beta * alpha * signs, rtol=1e-5, atol=1e-6
+            )
 
 
 @pytest.mark.parametrize(
