@@ -28,6 +28,8 @@ def get_config(variant: str = "") -> QuantizeConfig:
         pipeline="gptq,end_to_end",
         scheme="w4a16_asym",
         gptq=GPTQConfig(order="activation", range="mse"),
-        end_to_end=EndToEndConfig(steps=1000, batch=4, lr=2e-3, norms_lr=1e-3, rounding_lr=1e-2),
+        end_to_end=EndToEndConfig(
+            steps=2000, batch=4, lr=2e-3, norms_lr=1e-3, rounding_lr=1e-2, written=1024
+        ),
     )
-    return config.variant(variant, smoke={"end_to_end.steps": 10})
+    return config.variant(variant, smoke={"end_to_end.steps": 10, "end_to_end.written": 8})
