@@ -17,8 +17,8 @@ from absl import flags
 from rich.progress import track
 
 from experiments import runtime
+from lowbit_jax.generation.self_generated import generated_documents
 from lowbit_jax.training.runs import load_checkpoint
-from lowbit_jax.training.self_generated import generated_documents
 
 
 def main(argv: Sequence[str]) -> None:

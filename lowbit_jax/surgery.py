@@ -29,7 +29,7 @@ from lowbit_jax.presets import presets
 from lowbit_jax.quantizers import Quantizer
 from lowbit_jax.recipe import Recipe, Rule
 from lowbit_jax.scheme import LayerScheme
-from lowbit_jax.walk import Replace, layers, rebuilt
+from lowbit_jax.walk import layers, rebuilt
 
 NORMS = (nnx.BatchNorm, nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm, nnx.InstanceNorm)
 HEAD = re.compile(r"(.*/)?(lm_)?head")
@@ -84,11 +84,16 @@ def quantize_model(model: nnx.Module, recipe: Recipe | str) -> nnx.Module:
             and the fix.
         NotImplementedError: A matched layer that has no quantized twin.
     """
-    return rebuilt(model, quantizing(model, recipe))
+    schemes = chosen_schemes(model, recipe)
+
+    def replace(path: str, module: Any) -> Any:
+        return train_twin(path, module, schemes[path]) if path in schemes else module
+
+    return rebuilt(model, replace)
 
 
-def quantizing(model: nnx.Module, recipe: Recipe | str) -> Replace:
-    """What `quantize_model` does with every module, for `rebuilt`; raises what it raises."""
+def chosen_schemes(model: nnx.Module, recipe: Recipe | str) -> dict[str, LayerScheme]:
+    """How `quantize_model` quantizes each layer, by path; raises what it raises of a recipe."""
     found = {path: module for path, module in layers(model) if is_candidate(module)}
     if twins := [path for path, module in found.items() if isinstance(module, Twin)]:
         raise ValueError(
@@ -99,22 +104,24 @@ def quantizing(model: nnx.Module, recipe: Recipe | str) -> Replace:
         recipe = _everything(found, recipe)
     rules = {path: recipe.find(path) for path in found}
     check_rules(recipe, found, rules)
-
-    def replace(path: str, module: Any) -> Any:
-        rule = rules.get(path)
+    schemes = {}
+    for path, rule in rules.items():
         scheme = None if rule is None else rule.resolved
         if rule is None or scheme is None:
-            return module
-        twin = TRAIN_TWINS.get(type(module))
-        if twin is None:
+            continue
+        if type(found[path]) not in TRAIN_TWINS:
             raise NotImplementedError(
-                f"{path}: a {type(module).__name__} matched the rule {rule.path!r} but has no "
+                f"{path}: a {type(found[path]).__name__} matched the rule {rule.path!r} but has no "
                 f"quantized twin; those with one: {sorted(c.__name__ for c in TRAIN_TWINS)}. "
                 f"Leave it float with a rule in front: Rule({re.escape(path)!r}, None)."
             )
-        return _with_path(path, lambda: twin(module, scheme))
+        schemes[path] = scheme
+    return schemes
 
-    return replace
+
+def train_twin(path: str, module: Any, scheme: LayerScheme) -> TrainTwin:
+    """A float layer's twin; raises what `quantize_model` raises of a single layer."""
+    return _with_path(path, lambda: TRAIN_TWINS[type(module)](module, scheme))
 
 
 def pack_model(model: nnx.Module) -> nnx.Module:

@@ -9,8 +9,6 @@ from typing import Any, Final
 
 from flax import nnx
 
-type Replace = Callable[[str, Any], Any]  # what takes the place of the module at a path
-
 _PLAIN: Final = (dict, list, tuple)
 _NUMBERED: Final = (nnx.List, nnx.Dict)  # their keys may be numbers
 
@@ -52,7 +50,7 @@ def _children(node: Any) -> Iterator[tuple[Any, Any]]:
             yield key, value
 
 
-def rebuilt(model: nnx.Module, replace: Replace) -> nnx.Module:
+def rebuilt(model: nnx.Module, replace: Callable[[str, Any], Any]) -> nnx.Module:
     """A clone (own variables, same arrays), `replace` applied to all modules, children first."""
     done: dict[int, Any] = {}
 

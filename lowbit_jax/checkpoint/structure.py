@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections.abc import Hashable
 from typing import Any, Final, Literal
 
 import jax
@@ -12,11 +13,12 @@ from flax import nnx
 from lowbit_jax.checkpoint import tree as trees
 from lowbit_jax.checkpoint.plan import planned_qtensor
 from lowbit_jax.models import build
-from lowbit_jax.nn import Packed, PackedTwin, TrainTwin
+from lowbit_jax.nn import Packed, PackedTwin, TrainTwin, Twin
 from lowbit_jax.qtensor import QTensor
 from lowbit_jax.recipe import Recipe
-from lowbit_jax.surgery import packed_twin, quantized_layers, quantizing
-from lowbit_jax.walk import Replace, rebuilt
+from lowbit_jax.scheme import LayerScheme
+from lowbit_jax.surgery import chosen_schemes, packed_twin, quantized_layers, train_twin
+from lowbit_jax.walk import rebuilt
 
 Kind = Literal["float", "train", "packed"]
 
@@ -27,7 +29,7 @@ def structure(
     path: epath.Path, manifest: dict[str, Any], model: nnx.Module | None
 ) -> tuple[Any, nnx.State]:
     """The model's graph and abstract state. Raises ValueError unless the manifest lists them."""
-    graphdef, state = nnx.split(_abstract(path, manifest, model))
+    graphdef, state = _abstract(path, manifest, model)
     expected = trees.describe(state)
     listed = {
         name: {key: value for key, value in entry.items() if key != "sha256"}
@@ -43,7 +45,9 @@ def structure(
     return graphdef, state
 
 
-def _abstract(path: epath.Path, manifest: dict[str, Any], model: nnx.Module | None) -> nnx.Module:
+def _abstract(
+    path: epath.Path, manifest: dict[str, Any], model: nnx.Module | None
+) -> tuple[Any, nnx.State]:
     """The checkpoint's model without arrays: made float, then quantized and packed if it is."""
     if model is None and manifest["family"] is None:
         raise ValueError(
@@ -56,38 +60,75 @@ def _abstract(path: epath.Path, manifest: dict[str, Any], model: nnx.Module | No
     if model is not None:
         graphdef, given = nnx.split(model)
 
-    def make(given: nnx.State | None) -> nnx.Module:
+    made_graph: Any = None
+
+    def make(given: nnx.State | None) -> nnx.State:
+        nonlocal made_graph
         if given is None:
             made = build(manifest["family"], manifest["config"], nnx.Rngs(0))
         else:
             made = nnx.merge(graphdef, given)
-        kind = kind_of(made)
-        if recipe and kind == "float":
-            quantize = quantizing(made, recipe)
-            made = rebuilt(made, _packing(quantize) if manifest["kind"] == "packed" else quantize)
-        elif manifest["kind"] == "packed" and kind == "train":
-            made = rebuilt(made, _packing(lambda _, module: module))
+        schemes = {}
+        if recipe and kind_of(made) == "float":
+            schemes = chosen_schemes(made, recipe)
+        made = rebuilt(made, _Quantizing(schemes, packs=manifest["kind"] == "packed"))
         for name, twin in quantized_layers(made):
             _add_imported(twin, name, manifest["tensors"])
+        made_graph, state = nnx.split(made)
+        return state
+
+    state = jax.eval_shape(make, given)  # nnx.eval_shape would merge what is wanted in parts
+    return made_graph, state
+
+
+class _Quantizing:
+    """Quantizes and packs where only shapes matter, for `rebuilt`: layers that are alike once."""
+
+    def __init__(self, schemes: dict[str, LayerScheme], *, packs: bool):
+        """Schemes of float layers by path; layers that are twins already have theirs."""
+        self._schemes = schemes
+        self._packs = packs
+        self._made: dict[Any, Twin] = {}
+        self._kernels: dict[Any, QTensor] = {}
+
+    def __call__(self, path: str, module: Any) -> Any:
+        scheme = module.scheme if isinstance(module, TrainTwin) else self._schemes.get(path)
+        if scheme is None:
+            return module
+        kind = _kind(module)
+        if kind is None:
+            return self._twin(path, module, scheme)
+        made = self._made.get((kind, scheme))
+        if made is not None:
+            return nnx.clone(made)
+        made = self._made[kind, scheme] = self._twin(path, module, scheme)
         return made
 
-    return nnx.eval_shape(make, given)
-
-
-def _packing(quantize: Replace) -> Replace:
-    """Quantizes and packs where only shapes matter: each is traced once for all of its kind."""
-    made: dict[Any, QTensor] = {}
-
-    def replace(path: str, module: Any) -> Any:
-        twin = quantize(path, module)
-        if not isinstance(twin, TrainTwin) or twin.scheme.weight is None:
+    def _twin(self, path: str, module: Any, scheme: LayerScheme) -> Twin:
+        twin = module if isinstance(module, TrainTwin) else train_twin(path, module, scheme)
+        if not self._packs or scheme.weight is None:
             return twin
-        setattr(twin, _FREEZE, functools.partial(_zeros, twin, made))
-        packed = packed_twin(path, twin)
-        delattr(twin, _FREEZE)
+        setattr(twin, _FREEZE, functools.partial(_zeros, twin, self._kernels))
+        packed: Twin = packed_twin(path, twin)
+        for layer in (twin, packed):
+            vars(layer).pop(_FREEZE, None)
         return packed
 
-    return replace
+
+def _kind(module: nnx.Module) -> Any:
+    """Equal for layers that differ in the numbers of their variables alone; None: like no other."""
+    parts: list[Any] = [type(module)]
+    for name, value in vars(module).items():
+        if name.startswith("_pytree__"):
+            continue
+        if isinstance(value, nnx.Variable):
+            leaves = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(value.get_value())]
+            parts.append((name, type(value), tuple(leaves), repr(value.get_metadata())))
+        elif isinstance(value, nnx.Pytree) or not isinstance(value, Hashable):
+            return None
+        else:
+            parts.append((name, value))
+    return tuple(parts)
 
 
 def _zeros(twin: TrainTwin, made: dict[Any, QTensor]) -> QTensor:

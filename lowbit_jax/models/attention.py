@@ -13,6 +13,7 @@ from lowbit_jax.models.config import DecoderConfig
 from lowbit_jax.models.rotation import Rotated
 
 
+@functools.cache  # layers that have the same one are seen to be alike
 def residual_init(config: DecoderConfig) -> nnx.Initializer:
     """Initializer of kernels that write into the residual stream: lecun / sqrt(2 * layers).
 

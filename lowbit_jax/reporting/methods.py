@@ -95,7 +95,7 @@ METHODS: Final[tuple[Method, ...]] = (
     Method(
         "LLM-QAT",
         "2305.17888",
-        ("w4a8_kv4", "training.self_generated"),
+        ("w4a8_kv4", "generation.self_generated"),
         "in part",
         "keys are rounded before their rotary positions, not behind them",
     ),

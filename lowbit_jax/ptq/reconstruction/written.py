@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from lowbit_jax.generation.generate import LanguageModel
+from lowbit_jax.generation.self_generated import generated_tokens
 from lowbit_jax.ptq.stage import ModelWork
-from lowbit_jax.training.self_generated import generated_tokens
 
 
 @dataclasses.dataclass(frozen=True)

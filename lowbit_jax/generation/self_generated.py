@@ -12,14 +12,16 @@ a recipe. Left out: its fake quantization of keys and values while training.
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 from jaxtyping import Array, Int32, Key
 
-from lowbit_jax.data import Tokenizer
-from lowbit_jax.generation import generate
-from lowbit_jax.generation.generate import LanguageModel
+from lowbit_jax.generation.generate import LanguageModel, generate
+
+if TYPE_CHECKING:  # at run time PTQ takes tokens from here, and no data
+    from lowbit_jax.data import Tokenizer
 
 
 def generated_tokens(
@@ -84,7 +86,7 @@ def generated_tokens(
 
 def generated_documents(
     model: LanguageModel,
-    tokenizer: Tokenizer,
+    tokenizer: "Tokenizer",
     documents: int,
     length: int,
     *,

@@ -11,8 +11,8 @@ import lowbit_jax as lb
 from experiments.self_generate import write
 from lowbit_jax.data import load_corpus
 from lowbit_jax.data.tokenizers import ByteTokenizer
+from lowbit_jax.generation.self_generated import generated_documents, generated_tokens
 from lowbit_jax.models import Decoder, DecoderConfig
-from lowbit_jax.training.self_generated import generated_documents, generated_tokens
 
 CONFIG = DecoderConfig(
     vocab=256, dim=16, layers=1, heads=2, kv_heads=1, ffn_dim=16, max_length=12, tied=True
