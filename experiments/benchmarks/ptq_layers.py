@@ -60,12 +60,12 @@ def methods(steps: int) -> dict[str, ptq.Stage]:
     """What is timed, the fastest first."""
     return {
         "round to nearest": ptq.RoundToNearest(),
-        "round to nearest, MSE": ptq.RoundToNearest("mse"),
+        "round to nearest (MSE)": ptq.RoundToNearest("mse"),
         "HQQ": ptq.HQQ(),
         "GPTQ": ptq.GPTQ(),
-        "GPTQ, act-order, MSE": ptq.GPTQ(order="activation", range="mse"),
-        f"AutoRound, {steps} steps": ptq.AutoRound(steps),
-        f"OmniQuant's clipping, {steps} steps": ptq.OmniQuant(steps),
+        "GPTQ (act-order and MSE)": ptq.GPTQ(order="activation", range="mse"),
+        f"AutoRound ({steps} steps)": ptq.AutoRound(steps),
+        f"OmniQuant ({steps} steps)": ptq.OmniQuant(steps),
     }
 
 

@@ -111,7 +111,8 @@ class _Quantizing:
         setattr(twin, _FREEZE, functools.partial(_zeros, twin, self._kernels))
         packed: Twin = packed_twin(path, twin)
         for layer in (twin, packed):
-            vars(layer).pop(_FREEZE, None)
+            if _FREEZE in vars(layer):
+                delattr(layer, _FREEZE)
         return packed
 
 

@@ -8,7 +8,8 @@ documents different from one another.
 
 The rest of the method is here already: train on the text with `distill.teacher`, whose loss on soft
 labels (section 3.2) may stand alone (`distill.weight=1`), and quantized weights and activations by
-a recipe. Left out: its fake quantization of keys and values while training.
+a recipe (`w4a8_kv4` for the layers that make keys and values). `ptq.Written` gives the tokens to a
+stage of post-training quantization.
 """
 
 from collections.abc import Iterator

@@ -1,5 +1,6 @@
 """A model comes back bit for bit, or not at all and with one clear message."""
 
+import functools
 import json
 import shutil
 import subprocess
@@ -190,6 +191,38 @@ def test_a_model_of_ones_own_passes_itself_or_its_shapes(kind, tmp_path):
         ValueError, match=r"tensors differ .* the first being up/bias: .*\[8\].*\[4\]"
     ):
         lb.checkpoint.load(tmp_path / "c", wrong)
+
+
+class NearlyAlike(nnx.Module):
+    """Layers of one shape: two are alike, the others differ in what is no number of theirs."""
+
+    def __init__(self, rngs):
+        linear = functools.partial(nnx.Linear, 8, 8, rngs=rngs)
+        self.layers = nnx.List(
+            [
+                linear(),
+                linear(),
+                linear(use_bias=False),
+                linear(dtype=jnp.bfloat16),
+                linear(precision="highest"),
+                linear(kernel_metadata={"role": "another"}),
+                nnx.Linear(8, 16, rngs=rngs),
+            ]
+        )
+        self.shared = self.layers[0]
+
+
+@pytest.mark.parametrize("kind", ["train", "packed"])
+def test_layers_that_are_nearly_alike_keep_what_sets_them_apart(kind, tmp_path):
+    recipe = lb.Recipe(lb.Rule("layers/1", "w2a16"), lb.Rule(".*", "w4a8"))
+    model = lb.quantize_model(NearlyAlike(nnx.Rngs(0)), recipe)
+    if kind == "packed":
+        model = lb.pack_model(model)
+    lb.checkpoint.save(tmp_path / "c", model)
+    loaded = lb.checkpoint.load(tmp_path / "c", nnx.eval_shape(lambda: NearlyAlike(nnx.Rngs(0))))
+    assert nnx.graphdef(loaded) == nnx.graphdef(model)
+    assert loaded.shared is loaded.layers[0]
+    assert raw_bytes(loaded) == raw_bytes(model)
 
 
 @pytest.fixture
