@@ -96,7 +96,12 @@ def main(argv: Sequence[str]) -> None:
         method, depth = _ONE.value.rsplit(":", 1)
         print(json.dumps(measure(method, int(depth))))
         return
-    found = _METHODS.value or list(methods(_STEPS.value))
+    known = list(methods(_STEPS.value))
+    found = _METHODS.value or known
+    if unknown := [name for name in found if name not in known]:
+        raise app.UsageError(f"--methods={unknown[0]}: is not of {known}.")
+    if short := [depth for depth in _DEPTHS.value if not depth.isdigit() or int(depth) < 2]:
+        raise app.UsageError(f"--depths={short[0]}: at least 2 layers tell a further one.")
     rows = []
     for method in found:
         for depth in _DEPTHS.value:
