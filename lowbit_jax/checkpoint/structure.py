@@ -18,7 +18,7 @@ from lowbit_jax.qtensor import QTensor
 from lowbit_jax.recipe import Recipe
 from lowbit_jax.scheme import LayerScheme
 from lowbit_jax.surgery import chosen_schemes, packed_twin, quantized_layers, train_twin
-from lowbit_jax.walk import rebuilt
+from lowbit_jax.walk import layers, rebuilt
 
 Kind = Literal["float", "train", "packed"]
 
@@ -71,7 +71,8 @@ def _abstract(
         schemes = {}
         if recipe and kind_of(made) == "float":
             schemes = chosen_schemes(made, recipe)
-        made = rebuilt(made, _Quantizing(schemes, packs=manifest["kind"] == "packed"))
+        packs = manifest["kind"] == "packed"
+        made = rebuilt(made, _Quantizing(schemes, packs=packs, alone=not _ties(made)))
         for name, twin in quantized_layers(made):
             _add_imported(twin, name, manifest["tensors"])
         made_graph, state = nnx.split(made)
@@ -84,10 +85,14 @@ def _abstract(
 class _Quantizing:
     """Quantizes and packs where only shapes matter, for `rebuilt`: layers that are alike once."""
 
-    def __init__(self, schemes: dict[str, LayerScheme], *, packs: bool):
-        """Schemes of float layers by path; layers that are twins already have theirs."""
+    def __init__(self, schemes: dict[str, LayerScheme], *, packs: bool, alone: bool):
+        """Schemes of float layers by path; layers that are twins already have theirs.
+
+        alone: No two layers hold the same variable, which clones would not share.
+        """
         self._schemes = schemes
         self._packs = packs
+        self._alone = alone
         self._made: dict[Any, Twin] = {}
         self._kernels: dict[Any, QTensor] = {}
 
@@ -95,7 +100,7 @@ class _Quantizing:
         scheme = module.scheme if isinstance(module, TrainTwin) else self._schemes.get(path)
         if scheme is None:
             return module
-        kind = _kind(module)
+        kind = _kind(module) if self._alone else None
         if kind is None:
             return self._twin(path, module, scheme)
         made = self._made.get((kind, scheme))
@@ -114,6 +119,17 @@ class _Quantizing:
             if _FREEZE in vars(layer):
                 delattr(layer, _FREEZE)
         return packed
+
+
+def _ties(model: nnx.Module) -> bool:
+    """Whether two modules hold the same variable."""
+    held = [
+        id(value)
+        for _, module in layers(model)
+        for value in vars(module).values()
+        if isinstance(value, nnx.Variable)
+    ]
+    return len(set(held)) < len(held)
 
 
 def _kind(module: nnx.Module) -> Any:

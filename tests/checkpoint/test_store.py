@@ -225,6 +225,23 @@ def test_layers_that_are_nearly_alike_keep_what_sets_them_apart(kind, tmp_path):
     assert raw_bytes(loaded) == raw_bytes(model)
 
 
+class Tied(nnx.Module):
+    """Layers that are alike, two of which have one kernel."""
+
+    def __init__(self, rngs):
+        self.layers = nnx.List([nnx.Linear(8, 8, rngs=rngs) for _ in range(3)])
+        self.layers[2].kernel = self.layers[1].kernel
+
+
+def test_layers_with_one_kernel_still_share_it(tmp_path):
+    model = lb.quantize_model(Tied(nnx.Rngs(0)), "w4a16")
+    assert model.layers[2].kernel is model.layers[1].kernel
+    lb.checkpoint.save(tmp_path / "c", model)
+    loaded = lb.checkpoint.load(tmp_path / "c", nnx.eval_shape(lambda: Tied(nnx.Rngs(0))))
+    assert loaded.layers[2].kernel is loaded.layers[1].kernel
+    assert raw_bytes(loaded) == raw_bytes(model)
+
+
 @pytest.fixture
 def copied(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "copy")
