@@ -8,6 +8,7 @@
 | w8a8_fp8, w4a8_fp8 | fp8 e4m3, absmax integers, per channel | fp8 e4m3 per token |
 | w{4,8}a8_kv{4,8} | the same, for key and value projections | also their outputs (LLM-QAT) |
 | w4a4_clip | absmax integers per channel | the same, clipped to 0.9 of the largest (QuaRot) |
+| w4a4_asym | integers with zero points per channel | the same per token (OmniQuant) |
 | w4a16_lsq, w3a16_lsq, w2a16_lsq, _g32 .. | learned scales (LSQ) per channel or group | float |
 | w1_58a16, w1_58a8, _pc | ternary, absmean per tensor or channel (BitNet) | float, int8 per token |
 | w1a16, w1a8, _pc | sign times mean magnitude per tensor, or channel | float, int8 per token |
@@ -102,6 +103,8 @@ _A8_FP8: Final = Absmax(QuantSpec(format=formats.FP8_E4M3, granularity=PerToken(
 _A8: Final = Absmax(QuantSpec(format=formats.INT8_NARROW, granularity=PerToken()))
 _A4: Final = Absmax(QuantSpec(format=formats.INT4_NARROW, granularity=PerToken()))
 _A4_CLIPPED: Final = dataclasses.replace(_A4, share=0.9)
+_ZERO_POINTS: Final = QuantSpec(format=formats.get("uint4"), symmetric=False)
+_A4_ASYMMETRIC: Final = MinMax(dataclasses.replace(_ZERO_POINTS, granularity=PerToken()))
 
 
 def _integers() -> Iterator[tuple[str, LayerScheme]]:
@@ -128,6 +131,7 @@ def _integers() -> Iterator[tuple[str, LayerScheme]]:
             # LLM-QAT's: for the key and value projections, whose outputs a cache keeps.
             for bits, cached in ((8, _A8), (4, _A4)):
                 yield f"{name}_kv{bits}", dataclasses.replace(scheme, output=cached)
+    yield "w4a4_asym", LayerScheme(weight=MinMax(_ZERO_POINTS), input=_A4_ASYMMETRIC)
 
 
 def _with_activations(name: str, weight: Quantizer) -> Iterator[tuple[str, LayerScheme]]:

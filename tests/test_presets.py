@@ -13,7 +13,7 @@ LISTED = {
         for group in ("", "_g32", "_g64", "_g128")
         for zero in ("", "_asym", "_lsq")
     ),
-    *("w8a8", "w8a8_narrow", "w4a8", "w4a4", "w4a4_clip", "w8a8_fp8", "w4a8_fp8"),
+    *("w8a8", "w8a8_narrow", "w4a8", "w4a4", "w4a4_clip", "w4a4_asym", "w8a8_fp8", "w4a8_fp8"),
     *(f"w{bits}a{a}{pc}" for bits in ("1", "1_58") for a in (8, 16) for pc in ("", "_pc")),
     *("nvfp4a16", "nvfp4", "nf4_g64", "nf4_g32", "nf4_g64_dq", "w1a16_onebit"),
     *(
@@ -75,6 +75,7 @@ INT8_TOKENS = "Absmax int8_narrow per token"
         "w8a8_narrow": ("Absmax", "int8_narrow per channel", INT8_TOKENS),
         "w4a8": ("Absmax", "int4 per channel", INT8_TOKENS),
         "w4a4": ("Absmax", "int4 per channel", "Absmax int4_narrow per token"),
+        "w4a4_asym": ("MinMax", "uint4 per channel", "MinMax uint4 per token"),
         "w8a8_fp8": ("Absmax", "fp8_e4m3 per channel", "Absmax fp8_e4m3 per token"),
         "w4a8_fp8": ("Absmax", "int4 per channel", "Absmax fp8_e4m3 per token"),
         "w1_58a8": ("AbsMean", "ternary per tensor", INT8_TOKENS),
