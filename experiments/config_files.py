@@ -10,11 +10,13 @@ import re
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import configs
 from lowbit_jax.training.config import TrainConfig
 from lowbit_jax.training.fields import check_field, flatten, nearest
+
+_BOOLS: Final = {"True": "true", "False": "false"}  # as --config.PATH=True takes them
 
 
 def available() -> list[str]:
@@ -112,7 +114,7 @@ def assigned(config: Any, items: Iterable[str]) -> Any:
             raise ValueError(f"{item!r} is not of the form PATH=VALUE.")
         before = flatten(config).get(path, "")  # `replace` refuses an unknown one
         try:
-            value = text if isinstance(before, str) else json.loads(text)
+            value = text if isinstance(before, str) else json.loads(_BOOLS.get(text, text))
         except json.JSONDecodeError:
             value = text
         if type(value) is not type(before) and (type(before), type(value)) != (float, int):

@@ -72,8 +72,7 @@ def _products(device: str) -> Iterator[Case]:
         config: Any = (GpuConfig if gpu else TpuConfig)(**entry["config"])
         yield _product(device, entry["bits"], entry["act"], group, entry, config)
         if gpu and entry["m"] == 8:
-            chunk = 32 if entry["act"] is None else 64
-            other = dataclasses.replace(config, decode="registers", chunk=chunk, stages=3)
+            other = dataclasses.replace(config, decode="registers", stages=3)
             yield _product(device, entry["bits"], entry["act"], group, entry, other)
     if gpu:
         # W2A16 has no tuned tiles, but a prototype.

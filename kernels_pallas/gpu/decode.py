@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 
 from kernels_pallas.activations import truncated
+from kernels_pallas.gpu.layout import shift_of
 from kernels_pallas.problem import Affine, Problem, Table, bfloat16_parts, integer_multiplier
 
 _MAGIC_BITS: Final = 0x4B000000
@@ -29,7 +30,7 @@ def field(planes: list[jax.Array], problem: Problem, index: int) -> jax.Array:
     """
     code, low = None, 0
     for plane, width in zip(planes, problem.widths, strict=True):
-        shift = index % (32 // width) * width
+        shift = shift_of(width, index)
         shifted = plane if shift == 0 else lax.shift_right_logical(plane, np.int32(shift))
         part = shifted & np.int32(2**width - 1)
         part = part << np.int32(low) if low else part

@@ -32,14 +32,15 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from kernels_pallas.config import GpuConfig, round_up
-from kernels_pallas.gpu import registers
+from kernels_pallas.gpu import joined
 from kernels_pallas.gpu.decode import field, float_weights, integer_weights
-from kernels_pallas.gpu.layout import BLOCK, ROWS, Chunked, canonical, chunked, line, tile
+from kernels_pallas.gpu.layout import BLOCK, ROWS, Chunked, canonical, chunked, line, recoded, tile
 from kernels_pallas.gpu.plan import (
     COMPUTE,
     choose,
     chunk_of,
     parts_of,
+    piece_of,
     scales_per_tile,
     slots_of,
     step_of,
@@ -62,8 +63,8 @@ def restore(words: Chunked, problem: Problem) -> tuple[jax.Array, ...]:
     return canonical(words, problem)
 
 
-def _kernel(*refs: Any, problem: Problem, config: GpuConfig, tiles: int) -> None:
-    """x [chunks, M, C], planes, scale [G, N] (zero points alike) -> y [splits, N, M], float32."""
+def _kernel(*refs: Any, problem: Problem, config: GpuConfig, tiles: int, interpret: bool) -> None:
+    """x [pieces, M, L], planes, scale [G, N] (zero points alike) -> y [splits, N, M], float32."""
     count = 3 if problem.zero_points else 2
     inputs = count + len(problem.widths)
     globals_, out_global = refs[:inputs], refs[inputs]
@@ -87,7 +88,8 @@ def _kernel(*refs: Any, problem: Problem, config: GpuConfig, tiles: int) -> None
         unit = block + index * config.blocks
         return lax.rem(unit, np.int32(tall)) * config.bm, lax.div(unit, np.int32(tall)) * BLOCK
 
-    length, chunks = tile(problem, config.chunk), tile(problem, config.chunk) // config.chunk
+    length = tile(problem, config.chunk)
+    pieces = length // piece_of(problem, config.chunk)
     steps = tiles // config.split_k
     stages = min(config.stages, steps)
     scales = shared[1 + len(problem.widths)].shape[1]
@@ -108,7 +110,7 @@ def _kernel(*refs: Any, problem: Problem, config: GpuConfig, tiles: int) -> None
                 plgpu.barrier_wait(free.at[slot])
 
             group_at = at * scales if long <= length else lax.div(at * length, long)
-            sources = [globals_[0].at[pl.ds(at * chunks, chunks), pl.ds(m_at, config.bm)]]
+            sources = [globals_[0].at[pl.ds(at * pieces, pieces), pl.ds(m_at, config.bm)]]
             for plane in globals_[1 : 1 + len(problem.widths)]:
                 sources.append(plane.at[at, :, pl.ds(n_at, BLOCK)])
             for per_group in globals_[1 + len(problem.widths) :]:
@@ -130,19 +132,23 @@ def _kernel(*refs: Any, problem: Problem, config: GpuConfig, tiles: int) -> None
 
         @pl.loop(0, outputs)
         def _(index: Any) -> None:
-            def body(step: Any, total: jax.Array) -> jax.Array:
-                slot = lax.rem(index * steps + step, stages)
+            def body(_: Any, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
+                slot, total = carry
                 plgpu.barrier_wait(ready.at[slot])
                 tile_refs = [ref.at[slot] for ref in shared]
                 mine = weights_shared.at[warpgroup]
                 turns = None if turn is None else (turn.at[warpgroup], turn.at[1 - warpgroup])
-                total = total + _tile_product(tile_refs, mine, rows, problem, config, turns)
+                total = total + _tile_product(
+                    tile_refs, mine, rows, problem, config, turns, interpret
+                )
                 plgpu.barrier_arrive(free.at[slot])
-                return total
+                # A remainder at every step would take four times the instructions.
+                return jnp.where(slot == stages - 1, 0, slot + 1), total
 
             zeros = jnp.zeros((ROWS, config.bm), jnp.float32)
             zeros = plgpu.layout_cast(zeros, plgpu.Layout.WGMMA)
-            total = lax.fori_loop(0, steps, body, zeros)
+            start = lax.rem(index * steps, np.int32(stages))
+            _, total = lax.fori_loop(0, steps, body, (start, zeros))
             out_shared[warpgroup] = total.astype(out_shared.dtype)
             plgpu.commit_smem()
             m_at, n_at = place(index)
@@ -162,6 +168,7 @@ def _tile_product(
     problem: Problem,
     config: GpuConfig,
     turns: tuple[Any, Any] | None,
+    interpret: bool,
 ) -> jax.Array:
     """The scaled product of one tile and one warpgroup, float32 [64, bm].
 
@@ -170,63 +177,77 @@ def _tile_product(
     widths, chunk = problem.widths, config.chunk
     x_ref, plane_refs, scale_ref = refs[0], refs[1 : 1 + len(widths)], refs[1 + len(widths)]
     zero_ref = refs[2 + len(widths)] if problem.zero_points else None
-    integer, dtype = problem.act == "int8", COMPUTE[problem.act]
-    slots = weights_ref.shape[0] // parts_of(problem)
-    chunks = tile(problem, chunk) // chunk
-    per_scale = chunks // scale_ref.shape[0]
+    together, parts_count = joined.count(problem, chunk), parts_of(problem)
+    slots = weights_ref.shape[0] // parts_count
+    pieces = x_ref.shape[0]
+    per_scale = pieces // scale_ref.shape[0]
     shape = (ROWS, config.bm)
     blocks: dict[tuple[int, int], jax.Array] = {}
     total = None
     stride = min(slots, per_scale)
-    by_registers = config.decode == "registers"
-    words_layout = registers.layout(problem) if by_registers else plgpu.Layout.WGMMA
-    for first in range(0, chunks, stride):
+    # The interpreter knows no tensor core that reads registers.
+    by_registers = config.decode == "registers" and not interpret
+    for first in range(0, pieces, stride):
         group = first // per_scale
         ready: list[Any] = []
         scale = plgpu.load(scale_ref.at[group, rows], layout=plgpu.Layout.WGMMA.reduce(1))
         zero = None
         if zero_ref is not None:
             zero = plgpu.load(zero_ref.at[group, rows], layout=plgpu.Layout.WGMMA.reduce(1))
-            zero = lax.broadcast_in_dim(zero, (ROWS, chunk), [0])
         for at in range(first, first + stride):
             words = []
             for plane, (ref, width) in enumerate(zip(plane_refs, widths, strict=True)):
-                row = at // (32 // width)
+                row = at * together // (32 // width)
                 if (plane, row) not in blocks:
-                    blocks[plane, row] = plgpu.load(ref.at[row, rows], layout=words_layout)
+                    block = plgpu.load(ref.at[row, rows], layout=plgpu.Layout.WGMMA)
+                    blocks[plane, row] = block
                 words.append(blocks[plane, row])
+            parts = _weights(words, zero, problem, at * together, together, interpret)
             if by_registers:
-                ready.append(registers.weights(problem, chunk, at)(words[0]))
+                ready.extend(parts)
                 continue
-            code = field(words, problem, at)
-            if integer:
-                parts = [integer_weights(code, zero, problem)]
-            else:
-                parts = float_weights(code, zero, problem, dtype)
             for index, part in enumerate(parts):
-                weights_ref[(at - first) * len(parts) + index] = part
+                weights_ref[(at - first) * parts_count + index] = part
         # For the tensor core, which reads the weights, and for TMA, which overwrites what was
         # loaded: every load of this tile has to stand before the last of these fences.
         plgpu.commit_smem()
 
         def segment(acc: Any, first: int = first, ready: list[Any] = ready) -> jax.Array:
-            for at, in_registers in enumerate(ready, first):
-                plgpu.wgmma(acc, in_registers, x_ref.at[at].T)
-            for at in range(first, first + (0 if ready else stride)):
-                for index in range(parts_of(problem)):
-                    stored = weights_ref.at[(at - first) * parts_of(problem) + index]
-                    plgpu.wgmma(acc, stored, x_ref.at[at].T)
+            for at in range(first, first + stride):
+                for index in range((at - first) * parts_count, (at - first + 1) * parts_count):
+                    weights = ready[index] if by_registers else weights_ref.at[index]
+                    plgpu.wgmma(acc, weights, x_ref.at[at].T)
             return acc[...]
 
         if turns is not None:
             plgpu.barrier_wait(turns[0])
-        product = pl.run_scoped(segment, plgpu.ACC(shape, jnp.int32 if integer else jnp.float32))
+        kept = jnp.int32 if problem.act == "int8" else jnp.float32
+        product = pl.run_scoped(segment, plgpu.ACC(shape, kept))
         if turns is not None:
             plgpu.barrier_arrive(turns[1])
         scaled = product.astype(jnp.float32) * lax.broadcast_in_dim(scale, shape, [0])
         total = scaled if total is None else total + scaled
     assert total is not None
     return total
+
+
+def _weights(
+    words: list[jax.Array],
+    zero: jax.Array | None,
+    problem: Problem,
+    index: int,
+    together: int,
+    interpret: bool,
+) -> list[jax.Array]:
+    """Weights of `together` chunks from `index` on, as arrays that sum to them."""
+    if together > 1:
+        return [joined.weights(words, zero, problem, index, interpret=interpret)]
+    code = field(words, problem, index)
+    if zero is not None:
+        zero = lax.broadcast_in_dim(zero, code.shape, [0])
+    if problem.act == "int8":
+        return [integer_weights(code, zero, problem)]
+    return float_weights(code, zero, problem, COMPUTE[problem.act])
 
 
 def product(
@@ -259,11 +280,13 @@ def product(
         words = chunked(words, problem, config.chunk)
     if config.decode not in ("smem", "registers"):
         raise ValueError(f"decode is 'smem' or 'registers', not {config.decode!r}.")
-    if config.decode == "registers" and (reason := registers.why_not(problem, config.chunk)):
+    if config.decode == "registers" and (reason := joined.why_not(problem, config.chunk)):
         raise NotImplementedError(f"{problem}: {reason}. Use decode='smem'.")
+    problem = recoded(problem)
     if words.chunk != config.chunk:
         raise ValueError(f"words of chunk {words.chunk}, tiles of chunk {config.chunk}.")
     m, chunk, length = x.shape[0], config.chunk, tile(problem, config.chunk)
+    piece = piece_of(problem, chunk)
     tiles, _, padded_n, _ = words.planes[0].shape
     if tiles % config.split_k:
         raise ValueError(f"split_k of {config.split_k} does not divide {tiles} tiles along K.")
@@ -275,14 +298,14 @@ def product(
     config = dataclasses.replace(config, blocks=min(config.blocks, units))
     kept = out_dtype if config.blocks else jnp.float32
     x = jnp.pad(x, [(0, padded_m - m), (0, tiles * length - problem.k)])
-    x = x.reshape(padded_m, -1, chunk).swapaxes(0, 1)
+    x = joined.arranged(x, problem, chunk)
 
     groups = max(tiles * length // problem.group, 1) if problem.groups > 1 else 1
     fill = functools.partial(_per_group, groups=groups, n=problem.n, padded_n=padded_n)
-    per_group = [fill(scale.astype(jnp.float32) * np.float32(step_of(problem)))]
+    per_group = [fill(scale.astype(jnp.float32) * np.float32(step_of(problem, chunk)))]
     if zero_point is not None:
         dtype = jnp.int32 if problem.act == "int8" else jnp.float32
-        units = 1.0 if problem.act == "int8" else step_of(problem)
+        units = 1.0 if problem.act == "int8" else step_of(problem, chunk)
         per_group.append(fill(zero_point.astype(dtype) * dtype(1 / units)))
 
     scales = scales_per_tile(problem, length)
@@ -291,11 +314,13 @@ def product(
     bits = jnp.dtype(x.dtype).itemsize * 8
     rows = [plane.shape[1] for plane in words.planes]
     partial = plgpu.kernel(
-        functools.partial(_kernel, problem=problem, config=config, tiles=tiles),
+        functools.partial(
+            _kernel, problem=problem, config=config, tiles=tiles, interpret=interpret
+        ),
         out_type=jax.ShapeDtypeStruct((config.split_k, padded_n, padded_m), kept),
         scratch_types=[
             plgpu.SMEM(
-                (stages, length // chunk, config.bm, chunk), x.dtype, transforms=line(chunk, bits)
+                (stages, length // piece, config.bm, piece), x.dtype, transforms=line(piece, bits)
             ),
             *(
                 plgpu.SMEM((stages, r, BLOCK, chunk), jnp.int32, transforms=line(chunk, 32))
@@ -303,7 +328,7 @@ def product(
             ),
             *(plgpu.SMEM((stages, scales, BLOCK), array.dtype) for array in per_group),
             plgpu.SMEM(
-                (2, slots_of(problem, chunk), ROWS, chunk), x.dtype, transforms=line(chunk, bits)
+                (2, slots_of(problem, chunk), ROWS, piece), x.dtype, transforms=line(piece, bits)
             ),
             plgpu.SMEM((2, ROWS, config.bm), kept),
             plgpu.Barrier(num_barriers=stages, num_arrivals=1 + len(rows) + len(per_group)),

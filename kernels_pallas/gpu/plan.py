@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kernels_pallas.config import GpuConfig, largest_divisor, look_up, round_up
+from kernels_pallas.gpu import joined
 from kernels_pallas.gpu.layout import BLOCK, ROWS, tile
 from kernels_pallas.problem import (
     Affine,
@@ -72,7 +73,8 @@ def shared_bytes(problem: Problem, config: GpuConfig) -> int:
     length, itemsize = tile(problem, config.chunk), jnp.dtype(COMPUTE[problem.act]).itemsize
     words = BLOCK * length * problem.bits // 8
     scales = scales_per_tile(problem, length) * BLOCK * 4 * (2 if problem.zero_points else 1)
-    weights = 2 * slots_of(problem, config.chunk) * ROWS * config.chunk * itemsize
+    piece = piece_of(problem, config.chunk)
+    weights = 2 * slots_of(problem, config.chunk) * ROWS * piece * itemsize
     stage = config.bm * length * itemsize + words + scales
     return config.stages * stage + weights + BLOCK * config.bm * 4 + _BARRIERS
 
@@ -106,11 +108,17 @@ def scales_per_tile(problem: Problem, length: int) -> int:
     return max(length // problem.group, 1) if problem.groups > 1 else 1
 
 
+def piece_of(problem: Problem, chunk: int) -> int:
+    """Elements along K of one array of weights."""
+    return joined.count(problem, chunk) * chunk
+
+
 def slots_of(problem: Problem, chunk: int) -> int:
-    """Arrays of weights [64, chunk] that a warpgroup multiplies between two waits."""
+    """Arrays of weights [64, `piece_of`] that a warpgroup multiplies between two waits."""
     length, itemsize = tile(problem, chunk), jnp.dtype(COMPUTE[problem.act]).itemsize
-    per_scale = length // chunk // scales_per_tile(problem, length)
-    return min(max(_SEGMENT_BYTES // (chunk * itemsize), 1), per_scale) * parts_of(problem)
+    piece = piece_of(problem, chunk)
+    per_scale = length // piece // scales_per_tile(problem, length)
+    return min(max(_SEGMENT_BYTES // (piece * itemsize), 1), per_scale) * parts_of(problem)
 
 
 def parts_of(problem: Problem) -> int:
@@ -118,8 +126,8 @@ def parts_of(problem: Problem) -> int:
     return (bfloat16_parts(problem) or 1) if problem.act is None else 1
 
 
-def step_of(problem: Problem) -> float:
+def step_of(problem: Problem, chunk: int) -> float:
     """What every weight is still to be multiplied by: a power of two."""
     if problem.act == "int8":
-        return 1 / (integer_multiplier(problem) or 1)
+        return 1 / ((integer_multiplier(problem) or 1) * joined.raised(problem, chunk))
     return problem.levels.step if isinstance(problem.levels, Affine) else 1.0

@@ -83,6 +83,8 @@ def test_more_rows_are_cards_with_fields_of_their_own():
     assert (cards["slow"].optim.lr, cards["slow"].model.tied) == (1, True)
     assert cards["slow"].recipe == ".*/down=w8a8; .*=w1_58a16"
     assert cards["float"].steps == cards["slow"].steps == 7
+    cards = config_files.rows([], ["tied float.py model.tied=True"], "study", [])
+    assert cards["tied"].model.tied is True  # as --config.model.tied=True takes it
 
 
 @pytest.mark.parametrize(

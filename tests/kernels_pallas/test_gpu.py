@@ -7,20 +7,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.mosaic import gpu as mosaic
 
 import kernels_pallas
 from kernels_pallas import GpuConfig, Problem, reference
+from kernels_pallas.gpu import joined
 from kernels_pallas.gpu import plan as kernel
-from kernels_pallas.gpu import registers
 from kernels_pallas.gpu.layout import chunked
 from kernels_pallas.testing import FORMATS, assert_close, interpreting, operands, problem
 
-# Every kind of width, act, group and number of rows once; K and N with and without padding.
+# Every kind of width, act, group and number of rows once; K and N with and without padding; weights
+# made one by one, in pairs and by four, with and without zero points.
 CASES = [
     ("binary", 1024, 128, 128, None, "bfloat16", 1),
     ("ternary", 272, 100, 272, "int8", "bfloat16", 64),
     ("int6", 512, 128, 128, None, "bfloat16", 9),
     ("int4", 256, 128, 128, "fp8", "bfloat16", 1),
+    ("int4", 256, 128, 32, None, "bfloat16", 2),
+    ("int4", 512, 128, 128, "int8", "bfloat16", 9),
+    ("int2_half", 512, 128, 128, "int8", "bfloat16", 1),
+    ("int2_half", 512, 128, 64, None, "bfloat16", 1),
+    ("uint4", 256, 128, 128, "int8", "bfloat16", 8),
+    ("int3", 1024, 128, 128, "int8", "bfloat16", 1),
     ("int4", 272, 128, 272, None, "float32", 16),
     ("uint4", 256, 128, 128, None, "float16", 3),
     ("uint4", 256, 128, 32, "int8", "bfloat16", 2),
@@ -83,7 +91,7 @@ def test_what_is_not_finite_reaches_its_row_and_no_other():
     np.testing.assert_array_equal(np.isinf(got), np.isinf(want))
 
 
-@pytest.mark.parametrize("fmt", ["binary", "int3", "int4", "uint8"])
+@pytest.mark.parametrize("fmt", ["binary", "ternary", "int3", "int4", "uint8"])
 def test_restore_undoes_prepare(fmt):
     p = problem(fmt, 96, 8, 96)
     _, words, *_ = operands(p, m=1)
@@ -100,8 +108,33 @@ def test_fields_of_prepared_words_are_a_chunk_apart():
     (plane,) = chunked(words, p, chunk=32).planes
     assert plane.shape == (2, 1, 128, 32)  # tiles of 8 * 32 elements, blocks of words, N, chunk
     tile, n, j = 1, 77, 5
-    fields = [int(plane[tile, 0, n, j]) >> 4 * f & 15 for f in range(8)]
+    bits = (0, 16, 8, 24, 4, 20, 12, 28)  # two neighbours 16 bits apart, four in the four bytes
+    fields = [int(plane[tile, 0, n, j]) >> bit & 15 for bit in bits]
     assert fields == [int(codes[256 * tile + 32 * f + j, n]) for f in range(8)]
+
+
+def held(layout, shape):
+    """Rows and columns by register, warp, lane and place in the register; see Mosaic's layouts."""
+    tiled = layout.tiling.tile_shape(shape)
+    return np.moveaxis(
+        [layout.tiling.untile_indices(index) for index in np.ndindex(*tiled)], 1, 0
+    ).reshape(2, *tiled)
+
+
+@pytest.mark.parametrize(("lanes", "dtype"), [(2, np.uint16), (4, np.uint8)])
+def test_a_thread_holds_the_words_of_its_weights(lanes, dtype):
+    """That parting registers on the device is the transposition that the interpreter makes."""
+    chunk = 16
+    numbers = np.arange(chunk * lanes, dtype=dtype).reshape(chunk, lanes)
+    words = jnp.asarray(np.broadcast_to(numbers.view(np.int32).ravel(), (64, chunk)))
+    parted = np.asarray(joined._transposed(words, jnp.dtype(dtype)))
+    weights = mosaic.WGMMA_LAYOUT_8BIT if lanes == 4 else mosaic.WGMMA_LAYOUT
+    of_words, of_weights = held(mosaic.WGMMA_LAYOUT, (64, chunk)), held(weights, parted.shape)
+    for c, b, lane in itertools.product(range(chunk // 8), range(2), range(lanes)):
+        rows, columns = of_words[:, 0, c, ..., b]
+        weight_rows, weight_columns = of_weights[:, 0, 2 * c + b, ..., lane]
+        np.testing.assert_array_equal(weight_rows, rows)
+        np.testing.assert_array_equal(parted[rows, weight_columns], columns * lanes + lane)
 
 
 REFUSED = [
@@ -148,8 +181,11 @@ def test_heuristic_tiles_fit_shared_memory_and_divide_k():
         assert -(-k // tile) % config.split_k == 0, (p, config)
 
 
-def test_registers_are_offered_only_where_the_instructions_exist():
-    assert registers.why_not(problem("int4", 512, 128, 128), 32) is None
-    assert "zero points" in registers.why_not(problem("uint4", 512, 128, 128), 32)
-    assert "not 3" in registers.why_not(problem("int3", 512, 128, 128), 32)
-    assert "lines of 64" in registers.why_not(problem("int4", 512, 128, 128, "int8"), 32)
+def test_weights_are_made_at_once_only_where_a_group_holds_them():
+    assert joined.count(problem("int4", 512, 128, 64), 32) == 2
+    assert joined.count(problem("uint4", 512, 128, 128, "int8"), 32) == 4
+    assert "groups of 32 part" in joined.why_not(problem("int4", 512, 128, 32), 32)
+    assert "groups of 64 part" in joined.why_not(problem("int4", 512, 128, 64, "int8"), 32)
+    assert "up to 6 bits, not 8" in joined.why_not(problem("int8", 512, 128, 128), 32)
+    assert "affine levels" in joined.why_not(problem("nf4", 512, 128, 128), 32)
+    assert "16-bit or int8" in joined.why_not(problem("int4", 512, 128, 128, "fp8"), 32)

@@ -39,13 +39,15 @@ def lowered(p, backend, config, m, kind):
             return kernels_pallas.prepare(planes, p, backend)
         return chunked(planes, p, config.chunk)
 
-    def product(x, words, scale):
-        return kernels_pallas.matmul(x, words, scale, problem=p, backend=backend, config=config)
+    def product(*operands):
+        return kernels_pallas.matmul(*operands, problem=p, backend=backend, config=config)
 
+    per_group = jax.ShapeDtypeStruct((p.groups, p.n), jnp.float32)
     arguments = (
         jax.ShapeDtypeStruct((m, p.k), p.x_dtype),
         jax.eval_shape(prepare, planes),
-        jax.ShapeDtypeStruct((p.groups, p.n), jnp.float32),
+        per_group,
+        jax.ShapeDtypeStruct(per_group.shape, jnp.uint8) if p.zero_points else None,
     )
     with described(kind, platform, 132 if platform == "gpu" else 1):
         name = "cuda" if platform == "gpu" else "tpu"
@@ -68,7 +70,7 @@ def test_every_tuned_configuration_is_lowered(device, entry):
 
 @pytest.mark.parametrize(
     ("fmt", "act", "chunk"),
-    [("int4", None, 32), ("int2_half", "int8", 64)],
+    [("int4", None, 32), ("uint4", "int8", 32), ("int4", "int8", 16)],
 )
 def test_weights_in_registers_are_lowered(fmt, act, chunk):
     p = problem(fmt, 1024, 128, 128, act)
