@@ -21,6 +21,7 @@ _TOTAL: Final = re.compile(r"total scheduled bundles:\s+(\d+)")
 def environment(folder: Path) -> dict[str, str]:
     """What a process that compiles has to find in its environment before it imports jax."""
     return os.environ | {
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # another compiler may run beside this one
         "JAX_PLATFORMS": "cpu",
         "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true",
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",

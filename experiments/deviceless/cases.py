@@ -28,7 +28,7 @@ KINDS: Final = {
     "tpu7x": "TPU7x",
 }
 """Devices by the names of their tables; the H100's tiles are the H200's."""
-_FORMATS: Final = {4: "int4", 2: "ternary"}
+_FORMATS: Final = {2: "ternary", 4: "int4", 8: "int8"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +80,12 @@ def _products(device: str) -> Iterator[Case]:
         config = GpuConfig(bm=8, chunk=32, stages=3, split_k=1, decode="registers")
         yield _product(device, 2, None, 128, entry, config)
     else:
-        entry = {"m": 16, "k": 4096, "n": 4096}  # the tile of the prototypes
-        for act in (None, "int8", "fp8"):
-            config = TpuConfig(bm=16, bk=1024, bn=512)
-            yield _product(device, 4, act, 128, entry, config)
+        # The tile of the prototypes, and the widths that no table has.
+        for bits, act, m in (*((4, act, 16) for act in (None, "int8", "fp8")),
+                             *((bits, None, m) for bits in (2, 8) for m in (16, 256))):  # fmt: skip
+            entry = {"m": m, "k": 4096, "n": 4096}
+            config = TpuConfig(bm=m, bk=1024, bn=512)
+            yield _product(device, bits, act, 128, entry, config)
 
 
 def _product(

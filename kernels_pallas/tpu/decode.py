@@ -9,7 +9,8 @@ the codes were packed, for nothing, but reads fields as two's complement and kno
    fields of its 16 bits apart to 32. Planes of one code are then joined by a shift and an or.
 2. *Centring.* A constant is subtracted from every field at once, modulo the field, by the usual
    carry-free form ((x | H) - (D & ~H)) ^ ((x ^ ~D) & H), where H marks the top bits: codes 0 .. 15
-   become -8 .. 7, ternary 0, 1, 2 becomes -1, 0, 1, and the bitcast reads what is meant.
+   become -8 .. 7, ternary 0, 1, 2 becomes -1, 0, 1, and the bitcast reads what is meant. Codes of
+   levels that lie half a step from 0 are doubled first, in a field with room for it.
 """
 
 import dataclasses
@@ -34,28 +35,38 @@ class Centre:
     """How an affine code is read: `(field + offset) * step`, the field a two's complement integer.
 
     Attributes:
-        subtract: Taken from every code, modulo the field.
-        offset: What is then still missing, in steps; 0 for symmetric integers and ternary.
-        step: Distance of two levels.
+        width: Of the field, in bits: 2, 4 or 8.
+        factor: What every code is multiplied by, within its field: 2 where levels lie half a step
+            from 0, so that fields are odd numbers and nothing is missing; else 1, also for int8,
+            whose sums along K make up for it exactly.
+        subtract: Taken from every code then, modulo the field.
+        offset: What is then still missing, in steps; 0 for integers and halves of them about 0.
+        step: Distance of two fields.
     """
 
+    width: int
+    factor: int
     subtract: int
     offset: float
     step: float
 
 
-def field_width(bits: int) -> int:
-    """Width of the field that a code of `bits` bits is read from: 2, 4 or 8."""
-    return 2 if bits <= 2 else 4 if bits <= 4 else 8
-
-
 def centre(problem: Problem) -> Centre:
     """The subtraction that leaves the smallest offset."""
     assert isinstance(problem.levels, Affine)
-    half = 2 ** (field_width(problem.bits) - 1)
-    zero = -problem.levels.low / problem.levels.step
-    subtract = int(min(max(np.round(zero), problem.codes - half, 0), half))
-    return Centre(subtract, subtract - zero, problem.levels.step)
+    zero, step = -problem.levels.low / problem.levels.step, problem.levels.step
+    halves = (2 * zero) % 2 == 1 and problem.bits < 8 and not problem.zero_points
+    factor = 2 if halves and problem.act != "int8" else 1
+    width = field_width(problem.bits + factor - 1)
+    half = 2 ** (width - 1)
+    least = factor * (problem.codes - 1) + 1 - half
+    subtract = int(min(max(np.round(zero * factor), least, 0), half))
+    return Centre(width, factor, subtract, subtract - zero * factor, step / factor)
+
+
+def field_width(bits: int) -> int:
+    """Width of the field that a code of `bits` bits is read from: 2, 4 or 8."""
+    return 2 if bits <= 2 else 4 if bits <= 4 else 8
 
 
 def _repeated(value: int, width: int) -> np.int32:
@@ -87,7 +98,10 @@ def _subtract(words: jax.Array, value: int, width: int) -> jax.Array:
 
 def centred_when_prepared(problem: Problem) -> bool:
     """Whether the subtraction can be done to the words at load: codes fill their fields."""
-    return isinstance(problem.levels, Affine) and problem.widths == (field_width(problem.bits),)
+    if not isinstance(problem.levels, Affine):
+        return False
+    c = centre(problem)
+    return c.factor == 1 and problem.widths == (c.width,)
 
 
 def centred(words: jax.Array, problem: Problem) -> jax.Array:
@@ -100,9 +114,10 @@ def uncentred(words: jax.Array, problem: Problem) -> jax.Array:
     return _subtract(words, -centre(problem).subtract, problem.bits)
 
 
-def fields(planes: list[jax.Array], problem: Problem, subtract: int) -> jax.Array:
-    """Codes minus `subtract`, as int2, int4 or int8 [K, N]."""
-    target = field_width(problem.bits)
+def fields(planes: list[jax.Array], problem: Problem, is_centred: bool = False) -> jax.Array:
+    """Codes as int2, int4 or int8 [K, N]; affine ones as `centre` says, if they are not so yet."""
+    c = None if isinstance(problem.levels, Table) else centre(problem)
+    target = field_width(problem.bits) if c is None else c.width
     words, low = None, 0
     for plane, width in zip(planes, problem.widths, strict=True):
         wide, now = plane, width
@@ -112,7 +127,10 @@ def fields(planes: list[jax.Array], problem: Problem, subtract: int) -> jax.Arra
         words = wide if words is None else words | wide
         low += width
     assert words is not None
-    return pltpu.bitcast(_subtract(words, subtract, target), _FIELD_DTYPES[target])
+    if c is not None and not is_centred:
+        words = words << np.int32(1) if c.factor == 2 else words
+        words = _subtract(words, c.subtract, target)
+    return pltpu.bitcast(words, _FIELD_DTYPES[target])
 
 
 def twice_e2m1(words: jax.Array) -> jax.Array:
@@ -166,10 +184,12 @@ def float_weights(
     widens them where it loads the MXU, in fewer bundles than a conversion in front of it takes.
     """
     if isinstance(problem.levels, Affine):
-        return [fields(planes, problem, 0 if is_centred else centre(problem).subtract)]
+        codes = fields(planes, problem, is_centred)
+        # Not every chip multiplies 2 bits; those that do take as many bundles for 4.
+        return [codes.astype(jnp.int4) if codes.dtype == jnp.int2 else codes]
     if problem.levels.values == E2M1:
         return [twice_e2m1(planes[0]).astype(dtype)]
-    rest = look_up(fields(planes, problem, 0), problem.levels.values)
+    rest = look_up(fields(planes, problem), problem.levels.values)
     count = (bfloat16_parts(problem) or 1) if dtype == jnp.bfloat16 else 1
     parts = []
     for _ in range(count - 1):
@@ -211,7 +231,6 @@ def integer_weights(planes: list[jax.Array], problem: Problem, is_centred: bool)
     if isinstance(problem.levels, Table):
         multiplier = integers(problem).multiplier
         scaled = Table(tuple(value * multiplier for value in problem.levels.values))
-        chosen = look_up(fields(planes, problem, 0), scaled.values)
+        chosen = look_up(fields(planes, problem), scaled.values)
         return chosen.astype(jnp.int32).astype(jnp.int8)
-    subtract = 0 if is_centred else centre(problem).subtract
-    return fields(planes, problem, subtract).astype(jnp.int8)
+    return fields(planes, problem, is_centred).astype(jnp.int8)
