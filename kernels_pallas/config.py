@@ -43,8 +43,8 @@ class GpuConfig:
         stages: Tiles in flight.
         split_k: Blocks that share one output tile, each with its part of K.
         decode: "smem" writes weights to shared memory, which the interpreter can follow;
-            "registers" feeds them to the tensor core from registers by inline instructions, of
-            which no interpreter can prove the numbers.
+            "registers" feeds the same weights to the tensor core from registers, which the
+            interpreter cannot: it runs "smem" then.
         blocks: 0: a block for every output tile. Otherwise so many blocks, each of which takes one
             output tile after the other, for many rows; not with split_k.
     """
