@@ -55,13 +55,19 @@ def centre(problem: Problem) -> Centre:
     """The subtraction that leaves the smallest offset."""
     assert isinstance(problem.levels, Affine)
     zero, step = -problem.levels.low / problem.levels.step, problem.levels.step
-    halves = (2 * zero) % 2 == 1 and problem.bits < 8 and not problem.zero_points
-    factor = 2 if halves and problem.act != "int8" else 1
+    factor = 2 if _halves(problem) and problem.act != "int8" else 1
     width = field_width(problem.bits + factor - 1)
     half = 2 ** (width - 1)
     least = factor * (problem.codes - 1) + 1 - half
     subtract = int(min(max(np.round(zero * factor), least, 0), half))
     return Centre(width, factor, subtract, subtract - zero * factor, step / factor)
+
+
+def _halves(problem: Problem) -> bool:
+    """Whether levels lie half a step from 0, and a field has room for twice the code."""
+    assert isinstance(problem.levels, Affine)
+    zero = -problem.levels.low / problem.levels.step
+    return (2 * zero) % 2 == 1 and problem.bits < 8 and not problem.zero_points
 
 
 def field_width(bits: int) -> int:
@@ -97,11 +103,14 @@ def _subtract(words: jax.Array, value: int, width: int) -> jax.Array:
 
 
 def centred_when_prepared(problem: Problem) -> bool:
-    """Whether the subtraction can be done to the words at load: codes fill their fields."""
-    if not isinstance(problem.levels, Affine):
+    """Whether the subtraction can be done to the words at load: codes fill their fields.
+
+    The same for every `act`, which a library does not know when it prepares words. So half steps
+    wait for the kernel, which doubles them or does not.
+    """
+    if not isinstance(problem.levels, Affine) or _halves(problem):
         return False
-    c = centre(problem)
-    return c.factor == 1 and problem.widths == (c.width,)
+    return problem.widths == (field_width(problem.bits),)
 
 
 def centred(words: jax.Array, problem: Problem) -> jax.Array:

@@ -1,9 +1,13 @@
 """The judge itself: packing, levels, and that the float32 form stays within the float64 bound."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import kernels_pallas
 from kernels_pallas import Affine, Problem, Table, reference
 from kernels_pallas.activations import quantize_rows, split
 from kernels_pallas.problem import bfloat16_parts, integer_multiplier, level_values
@@ -104,3 +108,18 @@ def test_a_problem_that_cannot_be_says_why(fields, message):
     good = {"bits": 4, "levels": Affine(-8), "k": 64, "n": 8, "group": 32}
     with pytest.raises(ValueError, match=message):
         Problem(**{**good, **fields})
+
+
+@pytest.mark.parametrize("backend", ["mosaic_gpu", "mosaic_tpu"])
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_words_are_prepared_alike_for_all_activations(fmt, backend):
+    p = problem(fmt, 256, 128, 128)
+    _, words, *_ = operands(p, m=1)
+    acts = [dataclasses.replace(p, act=act) for act in (None, "int8", "fp8")]
+    without, *others = (
+        kernels_pallas.prepare(words, q, backend)
+        for q in acts
+        if not kernels_pallas.supported(q, backend)
+    )
+    for other in others:
+        jax.tree.map(np.testing.assert_array_equal, other, without)

@@ -17,6 +17,7 @@ from kernels_pallas.tpu.plan import heuristic
 CASES = [
     ("binary", 256, 128, 128, None, "bfloat16", 1),
     ("int2_half", 256, 128, 64, "int8", "bfloat16", 2),
+    ("int2_half", 256, 128, 128, None, "bfloat16", 2),
     ("ternary", 288, 100, 288, "int8", "bfloat16", 7),
     ("int3", 256, 128, 128, "fp8", "bfloat16", 9),
     ("int4", 512, 136, 512, None, "float32", 16),
@@ -59,6 +60,17 @@ def test_restore_undoes_prepare(fmt):
     prepared = kernels_pallas.prepare(words, p, "mosaic_tpu")
     restored = kernels_pallas.restore(prepared, p, "mosaic_tpu")
     jax.tree.map(np.testing.assert_array_equal, restored, words)
+
+
+@pytest.mark.parametrize("fmt", ["binary", "int2_half", "ternary"])
+def test_words_prepared_without_activations_serve_int8(fmt):
+    """A library prepares words once, when it does not know yet what they will be multiplied by."""
+    p = problem(fmt, 256, 128, 128)
+    q = problem(fmt, 256, 128, 128, "int8")
+    x, words, *rest = operands(q, m=2)
+    prepared = kernels_pallas.prepare(words, p, "mosaic_tpu")
+    got = kernels_pallas.matmul(x, prepared, *rest, problem=q, backend="mosaic_tpu", interpret=True)
+    assert_close(got, x, words, *rest, q)
 
 
 @pytest.mark.parametrize("act", [None, "int8"])
